@@ -1,0 +1,1 @@
+"""Vocabulary shared by every other package: no content, no policy."""

@@ -1,0 +1,265 @@
+"""The operators a canonical or quantised graph is made of, beside a few dozen of aten's.
+
+Each is a plain function on torch tensors: calling it gives its meaning, and calling it on fake
+tensors gives its shape. Shape letters: `b` batch, `s` sequence, `h` heads, `d` head size, `c` context,
+`n` output features, `k` input features, `g` groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as functional
+
+from qcompiler.core import reference
+from qcompiler.core.formats import QuantScheme, TensorFormat
+from qcompiler.core.qtensor import QuantizedTensor
+
+ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "none": lambda x: x,
+    "silu": functional.silu,
+    "gelu": functional.gelu,
+    "gelu_tanh": lambda x: functional.gelu(x, approximate="tanh"),
+    "relu": functional.relu,
+    "tanh": torch.tanh,
+}
+
+
+def _finish(
+    y: torch.Tensor,
+    bias: torch.Tensor | None,
+    residual: torch.Tensor | None,
+    activation: str,
+    gated: bool,
+) -> torch.Tensor:
+    """Apply a product's epilogue: bias, then activation (of the first half, times the second), then residual."""
+    if bias is not None:
+        y = y + bias
+    if gated:
+        gate, up = y.chunk(2, dim=-1)
+        y = ACTIVATIONS[activation](gate) * up
+    else:
+        y = ACTIVATIONS[activation](y)
+    return y if residual is None else residual + y
+
+
+def linear(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+    *,
+    activation: str = "none",
+    gated: bool = False,
+) -> torch.Tensor:
+    """Float product with its epilogue: x [..., k], weight [n, k] → [..., n] (n/2 when gated)."""
+    return _finish(functional.linear(x, weight), bias, residual, activation, gated)
+
+
+def quantized_linear(
+    x: torch.Tensor,
+    weight: QuantizedTensor,
+    bias: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+    *,
+    scheme: str,
+    activation: str = "none",
+    gated: bool = False,
+) -> torch.Tensor:
+    """Product of float activations, quantised on the way in, with a quantised weight; epilogue as `linear`."""
+    form = QuantScheme.parse(scheme).activation
+    if form is None:
+        y = functional.linear(x, weight.dequantize())
+    else:
+        y = reference.quantized_matmul(*reference.quantize_activation(x, form), weight)
+    return _finish(y, bias, residual, activation, gated)
+
+
+def quantize(x: torch.Tensor, *, form: TensorFormat) -> tuple[torch.Tensor, torch.Tensor]:
+    """Quantise activations: x [..., k] → codes [..., k] int8, scales [..., g] float32."""
+    return reference.quantize_activation(x, form)
+
+
+def quantized_matmul(
+    codes: torch.Tensor,
+    scales: torch.Tensor,
+    weight: QuantizedTensor,
+    bias: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+    *,
+    scheme: str,
+    activation: str = "none",
+    gated: bool = False,
+) -> torch.Tensor:
+    """Product of activations that are quantised already; epilogue as `linear`."""
+    y = reference.quantized_matmul(codes, scales, weight)
+    return _finish(y, bias, residual, activation, gated)
+
+
+def embedding(ids: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Rows of a float table: ids [...] int64, weight [n, k] → [..., k]."""
+    return functional.embedding(ids, weight)
+
+
+def quantized_embedding(ids: torch.Tensor, weight: QuantizedTensor, *, scheme: str) -> torch.Tensor:
+    """Rows of a quantised table, as float32: ids [...] int64, weight [n, k] → [..., k]."""
+    flat = ids.reshape(-1)
+    zero = None if weight.zero_point is None else weight.zero_point[flat]
+    rows = QuantizedTensor(weight.codes[flat], weight.scale[flat], zero, weight.format)
+    return rows.dequantize().reshape(*ids.shape, weight.shape[1])
+
+
+def rms_norm(
+    x: torch.Tensor, weight: torch.Tensor | None, *, eps: float, offset: float = 0.0
+) -> torch.Tensor:
+    """x / sqrt(mean(x²) + eps) · (weight + offset), over the last dimension."""
+    y = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps)
+    return y if weight is None else y * (weight + offset)
+
+
+def layer_norm(
+    x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, *, eps: float
+) -> torch.Tensor:
+    """(x − mean) / sqrt(variance + eps) · weight + bias, over the last dimension."""
+    return functional.layer_norm(x, x.shape[-1:], weight, bias, eps)
+
+
+def rms_norm_quantize(
+    x: torch.Tensor,
+    weight: torch.Tensor | None,
+    *,
+    eps: float,
+    offset: float = 0.0,
+    form: TensorFormat,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`rms_norm`, then `quantize`, in one."""
+    return quantize(rms_norm(x, weight, eps=eps, offset=offset), form=form)
+
+
+def layer_norm_quantize(
+    x: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    *,
+    eps: float,
+    form: TensorFormat,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`layer_norm`, then `quantize`, in one."""
+    return quantize(layer_norm(x, weight, bias, eps=eps), form=form)
+
+
+def rotary(
+    x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *, interleaved: bool = False
+) -> torch.Tensor:
+    """Rotate the first r ≤ d features of each head by its token's angles (RoFormer, arXiv 2104.09864).
+
+    x: [b, s, h, d]; cos, sin: [b, s, r/2]. Feature i pairs with i + r/2, or with its neighbour when
+    interleaved.
+    """
+    half = cos.shape[-1]
+    cos, sin = cos.unsqueeze(2), sin.unsqueeze(2)
+    head, rest = x[..., : 2 * half], x[..., 2 * half :]
+    if interleaved:
+        a, b = head[..., 0::2], head[..., 1::2]
+        turned = torch.stack((a * cos - b * sin, b * cos + a * sin), -1).flatten(-2)
+    else:
+        a, b = head[..., :half], head[..., half:]
+        turned = torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
+    return torch.cat((turned, rest), -1)
+
+
+def attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    position: torch.Tensor,
+    *,
+    scale: float,
+    window: int = 0,
+    softcap: float = 0.0,
+) -> torch.Tensor:
+    """Append k and v to the cache at `position`, then attend causally over what the cache holds.
+
+    q: [b, s, h, d]; k, v: [b, s, hk, d], h a multiple of hk; caches [b, hk, c, d], changed in place;
+    position: [1] int64, the place of the first new token. A token sees itself and what came before,
+    at most `window` tokens when that is positive; scores pass softcap · tanh(score / softcap) when
+    that is positive. Returns [b, s, h, d].
+    """
+    if isinstance(position, torch._subclasses.fake_tensor.FakeTensor):
+        return q.new_empty((*q.shape[:-1], v.shape[-1]))
+    start, s = int(position), q.shape[1]
+    k_cache[:, :, start : start + s] = k.transpose(1, 2)
+    v_cache[:, :, start : start + s] = v.transpose(1, 2)
+    seen = torch.arange(start + s)
+    query = torch.arange(start, start + s).unsqueeze(1)
+    hidden = seen > query
+    if window > 0:
+        hidden |= seen <= query - window
+    repeat = q.shape[2] // k.shape[2]
+    keys = k_cache[:, :, : start + s].to(q.dtype).repeat_interleave(repeat, 1)
+    values = v_cache[:, :, : start + s].to(q.dtype).repeat_interleave(repeat, 1)
+    scores = (q.transpose(1, 2) @ keys.transpose(-1, -2)) * scale
+    if softcap > 0:
+        scores = softcap * torch.tanh(scores / softcap)
+    weights = scores.masked_fill(hidden, float("-inf")).softmax(-1)
+    return (weights @ values).transpose(1, 2)
+
+
+def rope_attention(
+    qkv: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    position: torch.Tensor,
+    *,
+    heads: int,
+    scale: float,
+    window: int = 0,
+    softcap: float = 0.0,
+    interleaved: bool = False,
+) -> torch.Tensor:
+    """`rotary` of queries and keys, then `attention`, from one fused product.
+
+    qkv: [b, s, (h + 2·hk)·d], queries first, then keys, then values. Returns [b, s, h·d].
+    """
+    kv_heads, d = k_cache.shape[1], k_cache.shape[3]
+    q, k, v = qkv.unflatten(-1, (heads + 2 * kv_heads, d)).split((heads, kv_heads, kv_heads), 2)
+    q = rotary(q, cos, sin, interleaved=interleaved)
+    k = rotary(k, cos, sin, interleaved=interleaved)
+    y = attention(q, k, v, k_cache, v_cache, position, scale=scale, window=window, softcap=softcap)
+    return y.flatten(-2)
+
+
+def dense_attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, *, scale: float
+) -> torch.Tensor:
+    """Attention without a cache, as encoders use it.
+
+    q, k, v: [b, s, h, d]; mask: added to the scores or, if boolean, true where a key is seen;
+    broadcast to [b, h, s, s]. Returns [b, s, h, d].
+    """
+    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+    y = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+    return y.transpose(1, 2)
+
+
+OPS: tuple[Callable[..., object], ...] = (
+    linear,
+    quantized_linear,
+    quantize,
+    quantized_matmul,
+    embedding,
+    quantized_embedding,
+    rms_norm,
+    layer_norm,
+    rms_norm_quantize,
+    layer_norm_quantize,
+    rotary,
+    attention,
+    rope_attention,
+    dense_attention,
+)
