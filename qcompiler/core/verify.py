@@ -1,0 +1,111 @@
+"""One verifier per stage, run after every pass; docs/ir.md says the same in prose."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx
+
+from qcompiler.core import ops
+from qcompiler.core.errors import VerifyError
+from qcompiler.core.formats import QuantScheme
+from qcompiler.core.printer import target_name
+from qcompiler.core.program import Program, operator_name, weight_of
+from qcompiler.core.qtensor import QuantizedTensor
+from qcompiler.core.stage import Stage
+
+aten = torch.ops.aten
+
+PYTHON_OPS = frozenset(
+    {operator.add, operator.sub, operator.mul, operator.floordiv, operator.mod, operator.neg, operator.getitem}
+)
+"""Arithmetic on symbolic sizes, and picking one of several results."""
+
+FUSED_AWAY = frozenset({ops.quantized_linear})
+"""Operators that legalize splits, so that codegen never sees them."""
+
+
+def verify(program: Program) -> None:
+    """Check a program against the rules of its stage.
+
+    Raises:
+        VerifyError: naming the node and the rule it breaks.
+    """
+    VERIFIERS[program.stage](program)
+
+
+def verify_float(program: Program) -> None:
+    """Check that the graph is well formed, that its operators are known and its weights stored."""
+    program.graph.lint()
+    outputs = [n for n in program.graph.nodes if n.op == "output"]
+    _require(len(outputs) == 1, "the graph", "must have one output")
+    for node in program.graph.nodes:
+        if node.op in ("placeholder", "output"):
+            continue
+        if node.op == "get_attr":
+            _require(str(node.target) in program.weights, f"@{node.target}", "is not in the weight store")
+            continue
+        _require(node.op == "call_function", node.name, f"is a {node.op}; only functions may be called")
+        _require(_known(node), node.name, f"calls {target_name(node)}, which is no operator of the compiler")
+        _require("val" in node.meta, node.name, "has no shape (meta['val'])")
+    for node in program.graph.nodes:
+        if node.target in (ops.attention, ops.rope_attention):
+            first = 3
+            for cache in node.args[first : first + 2]:
+                _require(
+                    isinstance(cache, fx.Node) and cache.op == "placeholder",
+                    node.name,
+                    "must change caches that are inputs of the graph",
+                )
+
+
+def verify_planned(program: Program) -> None:
+    """Check in addition that every planned operator exists and is a product or a table."""
+    verify_float(program)
+    known = {operator_name(str(n.target)) for n in program.graph.nodes if n.op == "get_attr"}
+    for name in program.plan:
+        _require(name in known, f"the plan for {name}", "names no operator of the graph")
+
+
+def verify_quantized(program: Program) -> None:
+    """Check in addition that planned operators are quantised, as planned, and no others are."""
+    verify_planned(program)
+    for node in program.graph.nodes:
+        if node.target not in (ops.quantized_linear, ops.quantized_matmul, ops.quantized_embedding):
+            continue
+        name = weight_of(node)
+        _require(name is not None, node.name, "multiplies by a computed weight")
+        weight = program.weights.get(str(name))
+        _require(isinstance(weight, QuantizedTensor), node.name, f"reads @{name}, which is not quantised")
+        scheme = QuantScheme.parse(str(node.kwargs["scheme"]))
+        _require(weight.format == scheme.weight, node.name, f"says {scheme} but @{name} is {weight.format}")
+        planned = program.plan.get(operator_name(str(name)))
+        _require(planned == scheme, node.name, f"says {scheme} but the plan says {planned}")
+
+
+def verify_legal(program: Program) -> None:
+    """Check in addition that only operators with a lowering are left."""
+    verify_quantized(program)
+    for node in program.graph.nodes:
+        _require(node.target not in FUSED_AWAY, node.name, "should have been split by legalize")
+
+
+VERIFIERS: dict[Stage, Callable[[Program], None]] = {
+    Stage.FLOAT: verify_float,
+    Stage.PLANNED: verify_planned,
+    Stage.QUANTIZED: verify_quantized,
+    Stage.LEGAL: verify_legal,
+}
+
+
+def _known(node: fx.Node) -> bool:
+    target: Any = node.target
+    return target in ops.OPS or target in PYTHON_OPS or isinstance(target, torch._ops.OpOverload)
+
+
+def _require(condition: bool, what: str, why: str) -> None:
+    if not condition:
+        raise VerifyError(f"{what} {why}")
