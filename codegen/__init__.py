@@ -1,0 +1,1 @@
+"""Code generation: legal programs to machine code, through TVM."""

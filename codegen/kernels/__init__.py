@@ -1,0 +1,1 @@
+"""Kernels: functions from a specification and a target to a TVM function."""
