@@ -1,0 +1,52 @@
+"""`native` is the best target that a machine's feature list allows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from qcompiler.core.errors import UnsupportedError
+from targets import TARGETS, best, cpu_features, find
+from targets.x86_64_v3 import X86_64_V3
+from targets.x86_64_v4_vnni import X86_64_V4_VNNI
+
+
+def test_every_target_is_native_to_a_machine_with_just_its_features() -> None:
+    for target in TARGETS:
+        assert best(TARGETS, target.features) is target
+
+
+def test_one_missing_feature_takes_the_next_target() -> None:
+    assert best(TARGETS, X86_64_V4_VNNI.features - {"avx512_vnni"}) is X86_64_V3
+
+
+def test_a_machine_that_fits_none_is_told_what_it_lacks() -> None:
+    with pytest.raises(UnsupportedError, match=r"'x86-64-v3', needs avx2, fma; .*x86-64-v4-vnni"):
+        best(TARGETS, X86_64_V3.features - {"avx2", "fma"})
+
+
+def test_features_are_what_all_processors_share(tmp_path: Path) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(
+        "processor\t: 0\nflags\t\t: fpu avx2 amx_tile\nbugs\t\t: spectre_v1\n\n"
+        "processor\t: 1\nflags\t\t: fpu avx2\n"
+    )
+    assert cpu_features(cpuinfo) == {"fpu", "avx2"}
+
+
+def test_arm_calls_them_features(tmp_path: Path) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text("processor\t: 0\nFeatures\t: fp asimd asimddp\n")
+    assert cpu_features(cpuinfo) == {"fp", "asimd", "asimddp"}
+
+
+def test_no_list_means_no_features(tmp_path: Path) -> None:
+    assert cpu_features(tmp_path / "missing") == frozenset()
+    (tmp_path / "empty").write_text("processor\t: 0\n")
+    assert cpu_features(tmp_path / "empty") == frozenset()
+
+
+@pytest.mark.isa(*X86_64_V3.features)
+def test_this_machine_runs_what_find_calls_native() -> None:
+    assert find("native").features <= cpu_features()

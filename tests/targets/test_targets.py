@@ -1,0 +1,95 @@
+"""The table of targets, and what each entry promises code generation."""
+
+from __future__ import annotations
+
+import fnmatch
+import subprocess
+import sys
+
+import pytest
+
+from qcompiler.core.errors import UsageError
+from qcompiler.core.formats import QuantScheme
+from qcompiler.core.target import Target
+from targets import NATIVE, TARGETS, find
+
+# How LLVM spells what Linux calls otherwise; a feature that is not here has one spelling.
+LLVM_NAMES = {
+    "abm": "lzcnt",
+    "avx512_vnni": "avx512vnni",
+    "bmi1": "bmi",
+    "lahf_lm": "sahf",
+    "pni": "sse3",
+    "sse4_1": "sse4.1",
+    "sse4_2": "sse4.2",
+}
+# What LLVM knows of a machine but emits only for an intrinsic of that name, or not at all.
+ONLY_ON_REQUEST = {
+    *("adx", "aes", "clflushopt", "clwb", "fsgsbase", "invpcid", "pclmul", "pku", "prfchw"),
+    *("rdrnd", "rdseed", "xsavec", "xsaveopt", "xsaves", "crc32"),
+}
+BASELINE = {"64bit", "64bit-mode", "cmov", "cx8", "fxsr", "mmx", "nopl", "sse", "sse2", "x87"}
+
+
+@pytest.fixture(params=TARGETS, ids=lambda target: target.name)
+def target(request: pytest.FixtureRequest) -> Target:
+    found: Target = request.param
+    return found
+
+
+def test_names_are_unique_and_found() -> None:
+    names = [target.name for target in TARGETS]
+    assert len(set(names)) == len(names)
+    assert NATIVE not in names
+    assert [find(name) for name in names] == list(TARGETS)
+
+
+def test_an_unknown_name_brings_the_nearest() -> None:
+    with pytest.raises(UsageError, match=r"unknown target 'x86-64-v2'; did you mean 'x86-64-v3'\?"):
+        find("x86-64-v2")
+    with pytest.raises(UsageError, match="known: native, x86-64-v3, x86-64-v4-vnni"):
+        find("z80")
+
+
+def test_vectors_and_features_agree(target: Target) -> None:
+    assert target.lanes * 32 == target.vector_bits
+    wide = {"avx512f", "avx512bw", "avx512vl"} <= target.features
+    assert target.vector_bits == (512 if wide else 256)
+    assert target.vector_registers == (32 if wide else 16)
+    assert (target.dot == "vpdpbusd") == ("avx512_vnni" in target.features)
+
+
+def test_schemes_are_patterns_of_schemes(target: Target) -> None:
+    for pattern in target.schemes:
+        known = ["w4a8", "w8a8", "w4a8g32", "w8a8g64", "w4a8g32z", "w4a8g64t"]
+        matches = fnmatch.filter(known, pattern)
+        assert matches
+        for scheme in matches:
+            QuantScheme.parse(scheme)
+
+
+@pytest.mark.tvm
+def test_llvm_may_use_no_more_than_the_features(target: Target) -> None:
+    """An artifact checks `features` alone before it runs: code must not use anything else."""
+    tvm = pytest.importorskip("tvm")
+    from tvm.target import codegen
+
+    machine = tvm.target.Target(target.tvm)
+    allowed = {LLVM_NAMES.get(name, name) for name in target.features} | BASELINE | ONLY_ON_REQUEST
+    generic = set(map(str, codegen.llvm_get_cpu_features(tvm.target.Target("llvm"))))
+    used = set(map(str, codegen.llvm_get_cpu_features(machine)))
+    # The rest of LLVM's list are hints on tuning, which change speed alone.
+    instruction_sets = {
+        name
+        for name in used - generic
+        if name.startswith(("avx", "sse", "ssse", "bmi", "fma", "amx", "x"))
+        or name in {*ONLY_ON_REQUEST, *LLVM_NAMES.values(), "movbe", "popcnt", "f16c", "gfni"}
+    }
+    assert instruction_sets <= allowed
+    assert {LLVM_NAMES.get(name, name) for name in target.features} <= used | {"xsave"}
+
+
+def test_targets_load_neither_torch_nor_tvm() -> None:
+    code = "import sys, targets; print(sorted({'torch', 'tvm', 'numpy'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
