@@ -7,6 +7,7 @@ from typing import Protocol
 
 import torch
 
+from qcompiler.core.formats import TensorFormat
 from qcompiler.core.qtensor import QuantizedTensor
 
 Weight = torch.Tensor | QuantizedTensor
@@ -132,6 +133,11 @@ class WeightStore:
                 return written.codes.dtype
             stored = written.dtype
         return torch.float32 if stored.is_floating_point else stored
+
+    def format(self, name: str) -> TensorFormat | None:
+        """Return a quantised weight's format, None for a float one, without reading."""
+        written = self._written.get(self.resolve(name))
+        return written.format if isinstance(written, QuantizedTensor) else None
 
     def put(self, name: str, weight: Weight) -> None:
         """Write a weight, new or over the one there is; what the sources hold does not change."""
