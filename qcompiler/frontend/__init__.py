@@ -1,0 +1,1 @@
+"""Turn a model, wherever it comes from, into a program: a graph and the weights it names."""
