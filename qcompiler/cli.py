@@ -1,0 +1,290 @@
+"""The command line: its commands and options, and how it ends.
+
+Exit status 0: done; 1: it could not be done; 2: wrong usage; 130: interrupted. What each command does
+is in `qcompiler.commands`, imported only when it runs, so that `--help` is instant and `run` loads
+nothing of the compiler.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import qcompiler
+from qcompiler.core.errors import QCompilerError, UsageError
+
+app = typer.Typer(
+    help="Compile language models to quantised kernels in a stand-alone artifact.",
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Artifact = Annotated[Path, typer.Argument(metavar="OUT", help="The artifact, a folder.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="Threads; all cores if not given.")]
+
+# Failures of the machine, not of the program: their own message says what to do.
+_MACHINE_ERRORS = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO),
+    *(errno.ENOMEM, errno.EMFILE, errno.ENFILE),
+}
+
+
+@app.callback(invoke_without_command=True)
+def _global(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        print(qcompiler.__version__)
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help(), err=True)
+        raise typer.Exit(2)
+
+
+@app.command("compile")
+def _compile(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="A Hugging Face folder, a GGUF file, or a packaged model such as smollm2-135m.",
+        ),
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="OUT", help="Where the artifact goes.")
+    ],
+    target: Annotated[
+        str | None,
+        typer.Option(help="The machine it is for; the pipeline's, or native, if not given."),
+    ] = None,
+    pipeline: Annotated[
+        str, typer.Option(metavar="NAME|FILE.toml", help="How to get there.")
+    ] = "w4a8",
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="PASS.OPTION=VALUE", help="Set an option of a pass."),
+    ] = None,
+    context: Annotated[
+        int | None, typer.Option(min=1, help="Tokens that fit in at once; the model's own limit.")
+    ] = None,
+    dump: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Write the program after every pass to this folder."),
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Compile a model to an artifact."""
+    from qcompiler.commands.compile import compile_model
+
+    compile_model(
+        model,
+        output=output,
+        target=target,
+        pipeline=pipeline,
+        settings=tuple(settings or ()),
+        context=context,
+        dump=dump,
+        quiet=quiet,
+    )
+
+
+@app.command("run")
+def _run(
+    artifact: Artifact,
+    prompt: Annotated[
+        str | None,
+        typer.Option("--prompt", "-p", help="What to answer; - reads it from standard input."),
+    ] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Stop after so many; at the end if not given.")
+    ] = None,
+    temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token.")] = 0.0,
+    top_k: Annotated[
+        int | None, typer.Option(min=1, help="Choose among so many of the likeliest tokens.")
+    ] = None,
+    top_p: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Choose among the likeliest that have this probability."),
+    ] = None,
+    repetition_penalty: Annotated[
+        float | None, typer.Option(min=1, help="Divide the odds of tokens already there.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Make the choice repeatable.")] = None,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Continue the text; do not apply the chat template.")
+    ] = False,
+    threads: Threads = None,
+) -> None:
+    """Ask an artifact; without --prompt, chat with it."""
+    from qcompiler.commands.run import run
+
+    run(
+        artifact,
+        prompt=prompt,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+        raw=raw,
+        threads=threads,
+    )
+
+
+@app.command("evaluate")
+def _evaluate(
+    model: Annotated[str, typer.Argument(metavar="OUT|MODEL", help="An artifact or a model.")],
+    text: Annotated[
+        str, typer.Option(metavar="FILE", help="The text; - reads it from standard input.")
+    ],
+    reference: Annotated[
+        str | None,
+        typer.Option(metavar="OUT|MODEL", help="Compare with this artifact or model as well."),
+    ] = None,
+    pipeline: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|FILE.toml",
+            help="Evaluate the model as this pipeline quantises it, in torch.",
+        ),
+    ] = None,
+    tokens: Annotated[
+        int | None, typer.Option(min=2, help="Use so many tokens of the text; all if not given.")
+    ] = None,
+    window: Annotated[
+        int | None, typer.Option(min=2, help="Tokens the model sees at once; its context.")
+    ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure how well a model or an artifact predicts a text."""
+    from qcompiler.commands.evaluate import evaluate
+
+    evaluate(
+        model,
+        text=text,
+        reference=reference,
+        pipeline=pipeline,
+        tokens=tokens,
+        window=window,
+        as_json=as_json,
+        quiet=quiet,
+    )
+
+
+@app.command("bench")
+def _bench(
+    artifact: Artifact,
+    prompt_tokens: Annotated[int, typer.Option(min=1, help="Length of the prompt.")] = 512,
+    generate_tokens: Annotated[int, typer.Option(min=1, help="Length of the answer.")] = 128,
+    threads: Threads = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Measure so often; the best counts.")] = 3,
+    as_json: Json = False,
+) -> None:
+    """Measure how fast an artifact runs on this machine."""
+    from qcompiler.commands.bench import bench
+
+    bench(
+        artifact,
+        prompt_tokens=prompt_tokens,
+        generate_tokens=generate_tokens,
+        threads=threads,
+        repeats=repeats,
+        as_json=as_json,
+    )
+
+
+@app.command("inspect")
+def _inspect(artifact: Artifact, as_json: Json = False) -> None:
+    """Show what is inside an artifact, layer by layer."""
+    from qcompiler.commands.inspect import inspect
+
+    inspect(artifact, as_json=as_json)
+
+
+@app.command("targets")
+def _targets() -> None:
+    """List the machines there is code for."""
+    from qcompiler.commands.lists import list_targets
+
+    list_targets()
+
+
+@app.command("passes")
+def _passes() -> None:
+    """List the passes a pipeline can be made of, with their options."""
+    from qcompiler.commands.passes import list_passes
+
+    list_passes()
+
+
+@app.command("pipelines")
+def _pipelines() -> None:
+    """List the pipelines that come with the compiler."""
+    from qcompiler.commands.lists import list_pipelines
+
+    list_pipelines()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return the exit status; no user's mistake shows a traceback."""
+    try:
+        status = app(args=arguments, prog_name="qcompiler", standalone_mode=False)
+        # A full disk may show only now.
+        sys.stdout.flush()
+    except QCompilerError as error:
+        return _fail(str(error), 2 if isinstance(error, UsageError) else 1)
+    except typer.TyperException as error:
+        return _fail(error.format_message(), error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        status = 130
+    except BrokenPipeError:
+        # Whoever read our output has gone; Python must not complain about it at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except MemoryError:
+        return _fail("there is not enough memory for this", 1)
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in _MACHINE_ERRORS:
+            place = f"{error.filename}: " if error.filename else ""
+            return _fail(f"{place}{error.strerror}", 1)
+        traceback.print_exc()
+        return _fail("this is a bug in qcompiler; please report it with the lines above", 1)
+    if status == 130:
+        print("interrupted", file=sys.stderr)
+    return status if isinstance(status, int) else 0
+
+
+def _fail(message: str, status: int) -> int:
+    """Print the one line an error gets."""
+    print("error:", " ".join(message.split()), file=sys.stderr)
+    return status
+
+
+def _terminate(signum: int, frame: object) -> None:
+    """End as on Ctrl-C, so that half-written files are taken away."""
+    sys.exit(128 + signum)
+
+
+def entry() -> None:
+    """Start from a shell."""
+    signal.signal(signal.SIGTERM, _terminate)
+    sys.exit(main())
+
+
+if __name__ == "__main__":
+    entry()

@@ -1,0 +1,48 @@
+"""`qcompiler compile`: a model in, an artifact out."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import qcompiler
+from qcompiler.commands.output import human_bytes, say
+from qcompiler.commands.progress import watch
+from qcompiler.core.errors import UsageError
+from qcompiler.presets import find_pipeline
+from targets import find
+
+
+def compile_model(
+    model: str,
+    *,
+    output: Path,
+    target: str | None,
+    pipeline: str,
+    settings: tuple[str, ...],
+    context: int | None,
+    dump: Path | None,
+    quiet: bool,
+) -> None:
+    """Compile `model` into the folder `output`, and say where it is and how large."""
+    # What is wrong with the request should show before seconds are spent on loading torch.
+    plan = find_pipeline(pipeline).with_settings(settings)
+    machine = find(target or plan.target or "native")
+    if output.exists() and not (output / "manifest.json").is_file():
+        raise UsageError(f"{output} exists and is no artifact; name another place with -o")
+    start = time.monotonic()
+    with watch(quiet=quiet) as progress:
+        qcompiler.compile(
+            model,
+            output=output,
+            target=machine.name,
+            pipeline=pipeline,
+            settings=settings,
+            context=context,
+            progress=progress,
+            dump=dump,
+        )
+    size = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
+    if not quiet:
+        say(f"{human_bytes(size)} for {machine.name} in {time.monotonic() - start:.1f} s")
+    print(output)

@@ -1,0 +1,65 @@
+"""How commands print: results to stdout, everything else to stderr."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+
+
+def say(text: str) -> None:
+    """Print a line that is not a result."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def print_json(values: Mapping[str, object]) -> None:
+    """Print one JSON object; a number that JSON cannot write, such as infinity, is null."""
+    plain = {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in values.items()
+    }
+    print(json.dumps(plain, indent=2, ensure_ascii=False))
+
+
+def print_table(
+    columns: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: Sequence[str] = ()
+) -> None:
+    """Print rows under headings, one line each where stdout is no terminal.
+
+    The columns named in `numbers` are set flush right.
+    """
+    lines = [tuple(columns), *map(tuple, rows)]
+    if not sys.stdout.isatty():
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        for line in lines:
+            cells = (
+                cell.rjust(width) if column in numbers else cell.ljust(width)
+                for column, cell, width in zip(columns, line, widths, strict=True)
+            )
+            print("  ".join(cells).rstrip())
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for column in columns:
+        table.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
+    for line in lines[1:]:
+        # Text, not str: a name such as "[bold]" is no markup here.
+        table.add_row(*map(Text, line))
+    Console().print(table)
+
+
+def human_bytes(count: float) -> str:
+    """Write a number of bytes for people.
+
+    >>> human_bytes(512), human_bytes(3_400_000)
+    ('512 B', '3.4 MB')
+    """
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
