@@ -70,10 +70,6 @@ def _full_like(tensor: te.Tensor, number: Any) -> te.Tensor:
     return te.compute(tensor.shape, lambda *_: number, name="full")
 
 
-def _true_divide(a: Any, b: Any) -> Any:
-    return topi.divide(a, b)
-
-
 def unary(function: Callable[..., Any]) -> Lowering:
     """Lower a function of each element; integers are computed in float32, as torch does."""
 
@@ -207,16 +203,15 @@ def _take_range(
     length = f.simplified(tirx.floordiv(end - start + step - 1 + tirx.const(0, "int64"), step))
     if str(length) == str(x.shape[axis]) and step == 1:
         return x
-    shape = (*x.shape[:axis], length, *x.shape[axis + 1 :])
-
-    def gather(t: te.Tensor) -> te.Tensor:
+    # Symbolic sizes go in as arguments, because the expression is made over copies of them.
+    def gather(t: te.Tensor, start: Size, length: Size) -> te.Tensor:
         return te.compute(
-            shape,
+            (*t.shape[:axis], length, *t.shape[axis + 1 :]),
             lambda *i: t(*i[:axis], start + i[axis] * step, *i[axis + 1 :]),
             name="slice",
         )
 
-    return f.compute(gather, x)
+    return f.compute(gather, x, start, length)
 
 
 def _select(f: FunctionLowering, node: fx.Node) -> Value:
@@ -436,10 +431,11 @@ ATEN: dict[Any, Lowering] = {
     aten.add.Scalar: binary(topi.add),
     aten.sub.Tensor: binary(topi.subtract),
     aten.sub.Scalar: binary(topi.subtract),
+    aten.rsub.Scalar: binary(lambda x, y: topi.subtract(y, x)),
     aten.mul.Tensor: binary(topi.multiply),
     aten.mul.Scalar: binary(topi.multiply),
-    aten.div.Tensor: binary(_true_divide),
-    aten.div.Scalar: binary(_true_divide),
+    aten.div.Tensor: binary(topi.divide),
+    aten.div.Scalar: binary(topi.divide),
     aten.maximum.default: binary(topi.maximum),
     aten.minimum.default: binary(topi.minimum),
     aten.eq.Scalar: binary(topi.equal),
@@ -454,6 +450,7 @@ ATEN: dict[Any, Lowering] = {
     aten.ge.Scalar: binary(topi.greater_equal),
     aten.logical_and.default: binary(topi.logical_and),
     aten.bitwise_and.Tensor: binary(topi.logical_and),
+    aten.__and__.Tensor: binary(topi.logical_and),
     aten.logical_not.default: lambda f, n: f.compute(topi.logical_not, f.argument(n.args[0])),
     aten.bitwise_not.default: lambda f, n: f.compute(topi.logical_not, f.argument(n.args[0])),
     aten.neg.default: lambda f, n: f.compute(topi.negative, f.argument(n.args[0])),

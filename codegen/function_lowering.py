@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import fx
-from tvm import arith, ir, relax, tirx
+from tvm import ir, relax, sym, tirx
 
 from codegen.generic_schedule import KERNEL
 from codegen.weights import PackedWeights
@@ -72,7 +72,7 @@ class FunctionLowering:
         self._weight_vars: dict[int, relax.Var] = {}
         self._weights_var: relax.Var | None = None
         self._shaped: dict[tuple[relax.Var, str], relax.Var] = {}
-        self._analyzer = arith.Analyzer()
+        self._analyzer = sym.Analyzer()
 
     def lower(self, name: str, phase: Phase) -> None:
         """Emit the function `name`: the graph's inputs except caches, then a tuple of caches, then of weights."""

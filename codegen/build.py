@@ -1,0 +1,86 @@
+"""Compile a lowered module to a shared library that runs without the compiler."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import tvm
+from tvm import relax
+
+from codegen.generic_schedule import schedule_module
+from qcompiler.core.errors import UnsupportedError
+from qcompiler.core.target import Target
+
+COMPILERS = ("g++", "gcc", "clang++", "clang")
+
+
+def build(module: tvm.IRModule, target: Target, path: Path) -> None:
+    """Compile `module` for `target` and link it to the shared library `path`.
+
+    Raises:
+        UnsupportedError: no linker is installed.
+    """
+    linker = find_linker()
+    executable = compile_module(module, target)
+    # No build id, no symbols: the same input gives the same bytes.
+    executable.export_library(str(path), cc=linker, options=["-shared", "-fPIC", "-s", "-Wl,--build-id=none"])
+
+
+def compile_module(module: tvm.IRModule, target: Target) -> tvm.runtime.Executable:
+    """Compile `module` in memory."""
+    tvm_target = tvm.target.Target(dict(target.tvm))
+    with tvm_target:
+        module = schedule_module(_fuse(module), target)
+        return relax.build(module, tvm_target, relax_pipeline=_pipeline())
+
+
+def runtime_library() -> Path:
+    """Return the small runtime library that travels with an artifact."""
+    return Path(tvm.__file__).parent / "lib" / "libtvm_runtime.so"
+
+
+def find_linker() -> str:
+    """Return a C compiler that can link a shared library.
+
+    Raises:
+        UnsupportedError: there is none.
+    """
+    for name in COMPILERS:
+        if found := shutil.which(name):
+            return found
+    raise UnsupportedError(
+        "linking the compiled model needs a C compiler, and none is installed; "
+        "install one, for instance with 'apt-get install g++'"
+    )
+
+
+def _fuse(module: tvm.IRModule) -> tvm.IRModule:
+    """Merge chains of generic operators; kernels of ours are opaque and stay as they are."""
+    return tvm.transform.Sequential(
+        [
+            relax.transform.AnnotateTIROpPattern(),
+            relax.transform.FuseOps(),
+            relax.transform.FuseTIR(),
+            relax.transform.DeadCodeElimination(),
+        ]
+    )(module)
+
+
+def _pipeline() -> tvm.transform.Pass:
+    transform = relax.transform
+    return tvm.transform.Sequential(
+        [
+            transform.RewriteDataflowReshape(),
+            transform.ToNonDataflow(),
+            transform.RemovePurityChecking(),
+            transform.CallTIRRewrite(),
+            transform.StaticPlanBlockMemory(),
+            transform.LowerAllocTensor(),
+            transform.KillAfterLastUse(),
+            transform.LowerRuntimeBuiltin(),
+            transform.ComputePrimValue(),
+            transform.VMShapeLower(),
+            transform.AttachGlobalSymbol(),
+        ]
+    )

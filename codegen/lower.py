@@ -1,0 +1,62 @@
+"""Turn a legal program into a relax module: the only place that sees both FX and relax."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+import tvm
+from torch import fx
+from tvm import ir, relax
+
+from codegen.aten import ATEN
+from codegen.function_lowering import FunctionLowering, Phase
+from codegen.operators import OPERATORS
+from codegen.weights import PackedWeights
+from qcompiler.core.program import Program
+from qcompiler.core.target import Target
+
+LOWERINGS = ATEN | OPERATORS
+
+MODULE_PHASES = {"forward": Phase()}
+
+LANGUAGE_MODEL_PHASES = {
+    "prefill": Phase(),
+    # One token at a time: its only row is the wanted one.
+    "decode": Phase(fixed=(("ids", 1, 1), ("rows", 0, 1)), dropped=frozenset({"rows"})),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lowered:
+    """A module ready to be built, the weights its functions take, and which kernel serves what.
+
+    `functions` gives, per entry function, the names of its tensor inputs before caches and weights;
+    `kernels` the kernel chosen for each operator with a weight, and why.
+    """
+
+    module: tvm.IRModule
+    weights: PackedWeights
+    functions: dict[str, tuple[str, ...]]
+    kernels: dict[str, str]
+
+
+def lower(program: Program, target: Target) -> Lowered:
+    """Lower every phase of `program`; equal kernels are shared between layers and phases."""
+    weights = PackedWeights(program, target)
+    phases = LANGUAGE_MODEL_PHASES if program.info.kind == "causal-lm" else MODULE_PHASES
+    builder = relax.BlockBuilder()
+    shared: dict[Hashable, ir.GlobalVar] = {}
+    kernels: dict[str, str] = {}
+    functions = {}
+    for name, phase in phases.items():
+        lowering = FunctionLowering(builder, program, target, weights, shared, LOWERINGS)
+        lowering.lower(name, phase)
+        kernels |= {f"{operator} ({name})": kernel for operator, kernel in lowering.kernels.items()}
+        functions[name] = tuple(_inputs(program.placeholders(), phase))
+    return Lowered(module=builder.finalize(), weights=weights, functions=functions, kernels=kernels)
+
+
+def _inputs(placeholders: list[fx.Node], phase: Phase) -> list[str]:
+    names = [str(node.target) for node in placeholders]
+    return [n for n in names if n not in phase.dropped and not n.startswith(("k_cache_", "v_cache_"))]
