@@ -1,8 +1,8 @@
 """The command line: its commands and options, and how it ends.
 
-Exit status 0: done; 1: it could not be done; 2: wrong usage; 130: interrupted. What each command does
-is in `qcompiler.commands`, imported only when it runs, so that `--help` is instant and `run` loads
-nothing of the compiler.
+Exit status 0: done; 1: it could not be done; 2: wrong usage; 130: interrupted. What each command
+does is in `qcompiler.commands`, imported only when it runs, so that `--help` is instant and `run`
+loads nothing of the compiler.
 """
 
 from __future__ import annotations

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 from qcompiler.commands.output import print_table
 from qcompiler.core.errors import UnsupportedError
 from qcompiler.presets import find_pipeline, preset_names
