@@ -185,6 +185,16 @@ def select(condition: Expr, a: Expr, b: Expr) -> Expr:
     return tirx.Select(condition, a, b)
 
 
+def shuffle(a: Expr, b: Expr, lanes: Sequence[int]) -> Expr:
+    """Return the vector of the named lanes; those of b follow those of a."""
+    return tirx.Shuffle([a, b], [tirx.IntImm("int32", i) for i in lanes])
+
+
+def lane(value: Expr, index: int) -> Expr:
+    """Return one number of a vector."""
+    return tirx.Shuffle([value], [tirx.IntImm("int32", index)])
+
+
 def low_bits(value: Expr, mask: int) -> Expr:
     """Bitwise and of every lane with a constant."""
     return op.bitwise_and(value, splat(mask, lanes_of(value), dtype_of(value)))

@@ -1,6 +1,6 @@
 """Elementary functions of whole vectors, as TIR expressions.
 
-Each function takes float32 vectors of `lanes` numbers and must be called inside a function being
+Each function takes float32 vectors of `lanes` numbers and must be called inside a kernel being
 built (intermediate values are bound to names, so that nothing is computed twice). Products and sums
 are written as explicit fused multiply-adds: their rounding does not depend on the code generator.
 """
@@ -10,11 +10,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from tvm import tirx
-from tvm.ir import Expr
-from tvm.script.ir_builder import tirx as build
-from tvm.tirx import op
-
+from codegen.kernels.builder import (
+    Expr,
+    bind,
+    fma,
+    intrinsic,
+    lane,
+    maximum,
+    minimum,
+    reinterpret,
+    select,
+    shift_left,
+    shuffle,
+    splat,
+)
 from qcompiler.core.errors import UsageError, suggest
 
 _LOG2E = math.log2(math.e)
@@ -27,8 +36,18 @@ _EXP_LOWEST, _EXP_HIGHEST = -87.328125, 88.375
 # Lowest argument of a softmax's exponential: its 1e-28 is lost beside the 1 of the largest score,
 # and products with it are not denormal.
 _SOFTMAX_LOWEST = -64.0
+_SOFTMAX_LOWEST_LOG2 = -92.0
 # (eʳ − 1 − r) / r² on |r| ≤ ln(2)/2; with it eʳ is within 1e-7 (minimax fit).
 _EXP = (0.499992311000824, 0.16667115688323975, 0.041890330612659454, 0.008312501013278961)
+# 2ʳ on |r| ≤ 1/2, within 1e-7 (minimax fit).
+_EXP2 = (
+    1.0,
+    0.6931470036506653,
+    0.24022240936756134,
+    0.0555073507130146,
+    0.009671619161963463,
+    0.0013264591107144952,
+)
 # eᶻ² · erfc(z) / 2 = t · polynomial(t) with t = 1 / (1 + 0.375 z), for z ≥ 0, within 3.3e-8
 # (minimax fit).
 _ERFC_SLOPE = 0.375
@@ -45,42 +64,40 @@ _ERFC = (
 )
 
 
-def broadcast(value: float | Expr, lanes: int) -> Expr:
-    """A vector of one float32 number."""
-    scalar = tirx.const(value, "float32") if isinstance(value, (int, float)) else value
-    return build.broadcast(scalar, lanes)
-
-
-def fused_multiply_add(a: Expr, b: Expr, c: Expr, lanes: int) -> Expr:
-    """a · b + c, rounded once."""
-    return op.call_llvm_pure_intrin(f"float32x{lanes}", "llvm.fma", a, b, c)
-
-
 def _polynomial(x: Expr, coefficients: Sequence[float], lanes: int) -> Expr:
     """Horner's scheme; coefficients from the constant upwards."""
-    result = broadcast(coefficients[-1], lanes)
+    result = splat(coefficients[-1], lanes)
     for c in reversed(coefficients[:-1]):
-        result = fused_multiply_add(result, x, broadcast(c, lanes), lanes)
+        result = fma(result, x, splat(c, lanes))
     return result
 
 
-def _split_exponent(x: Expr, lanes: int) -> tuple[Expr, Expr, Expr]:
-    """Write x as n · ln 2 + r: returns the sum that holds n in its low bits, n and r."""
-    holder = build.bind(
-        fused_multiply_add(x, broadcast(_LOG2E, lanes), broadcast(_ROUND, lanes), lanes)
-    )
-    n = build.bind(holder - broadcast(_ROUND, lanes))
-    r = fused_multiply_add(n, broadcast(-_LN2_HIGH, lanes), x, lanes)
-    r = build.bind(fused_multiply_add(n, broadcast(-_LN2_LOW, lanes), r, lanes))
-    return holder, n, r
+def _clamp_below(x: Expr, limit: float, lanes: int) -> Expr:
+    """max(limit, x); the order of the operands lets a NaN through."""
+    return bind(maximum(splat(limit, lanes), x))
+
+
+def _clamp(x: Expr, low: float, high: float, lanes: int) -> Expr:
+    return bind(minimum(splat(high, lanes), _clamp_below(bind(x), low, lanes)))
+
+
+def _split_exponent(x: Expr, lanes: int) -> tuple[Expr, Expr]:
+    """Write x as n · ln 2 + r; returns r and the sum that holds n in its low bits."""
+    holder = bind(fma(x, splat(_LOG2E, lanes), splat(_ROUND, lanes)))
+    n = bind(holder - splat(_ROUND, lanes))
+    r = fma(n, splat(-_LN2_HIGH, lanes), x)
+    return bind(fma(n, splat(-_LN2_LOW, lanes), r)), holder
 
 
 def _times_power_of_two(value: Expr, holder: Expr, lanes: int) -> Expr:
     """value · 2ⁿ by adding n to the exponent bits; n sits in the low bits of `holder`."""
-    ints = f"int32x{lanes}"
-    shift = build.broadcast(tirx.const(23, "int32"), lanes)
-    exponent = op.shift_left(op.reinterpret(ints, holder), shift)
-    return op.reinterpret(f"float32x{lanes}", op.reinterpret(ints, value) + exponent)
+    exponent = shift_left(reinterpret(holder, "int32", lanes), 23)
+    return bind(reinterpret(reinterpret(value, "int32", lanes) + exponent, "float32", lanes))
+
+
+def _exp_in_range(x: Expr, lanes: int) -> Expr:
+    r, holder = _split_exponent(x, lanes)
+    return _times_power_of_two(_polynomial(r, (1.0, 1.0, *_EXP), lanes), holder, lanes)
 
 
 def exp_bounded(x: Expr, lanes: int) -> Expr:
@@ -88,82 +105,80 @@ def exp_bounded(x: Expr, lanes: int) -> Expr:
 
     The cheap form, for sigmoids, where 1e-38 is as good as 0.
     """
-    x = tirx.Max(x, broadcast(_EXP_LOWEST, lanes))
-    x = build.bind(tirx.Min(x, broadcast(_EXP_HIGHEST, lanes)))
-    return _exp_in_range(x, lanes)
+    return _exp_in_range(_clamp(x, _EXP_LOWEST, _EXP_HIGHEST, lanes), lanes)
 
 
 def exp_nonpositive(x: Expr, lanes: int) -> Expr:
     """e^x for x ≤ 0, clamped below at e^−64: for softmax, after its maximum is subtracted."""
-    return _exp_in_range(build.bind(tirx.Max(x, broadcast(_SOFTMAX_LOWEST, lanes))), lanes)
+    return _exp_in_range(_clamp_below(bind(x), _SOFTMAX_LOWEST, lanes), lanes)
 
 
-def _exp_in_range(x: Expr, lanes: int) -> Expr:
-    holder, _, r = _split_exponent(x, lanes)
-    value = build.bind(_polynomial(r, (1.0, 1.0, *_EXP), lanes))
-    return build.bind(_times_power_of_two(value, holder, lanes))
+def exp2_nonpositive(x: Expr, lanes: int) -> Expr:
+    """2^x for x ≤ 0, clamped below at 2^−92: two operations less than `exp_nonpositive`."""
+    x = _clamp_below(bind(x), _SOFTMAX_LOWEST_LOG2, lanes)
+    # Not a plain sum: TVM would simplify (x + c) − c to x.
+    holder = bind(fma(x, splat(1.0, lanes), splat(_ROUND, lanes)))
+    r = bind(x - bind(holder - splat(_ROUND, lanes)))
+    return _times_power_of_two(_polynomial(r, _EXP2, lanes), holder, lanes)
 
 
 def exp(x: Expr, lanes: int) -> Expr:
     """e^x within 2 ulp, with the right limits: 0 far below, infinity above 88.72."""
-    # Half of the exponent at a time, so that both ends of the range are reached without overflow.
-    half = build.bind(exp_bounded(x * broadcast(0.5, lanes), lanes))
+    x = bind(x)
     near = exp_bounded(x, lanes)
-    # The square loses accuracy and is taken only where the bounded form has no answer.
-    inside = op.bitwise_and(x >= broadcast(_EXP_LOWEST, lanes), x <= broadcast(_EXP_HIGHEST, lanes))
-    return build.bind(tirx.Select(inside, near, half * half))
+    # The square reaches both ends of the range but is less accurate, so it is taken only there.
+    half = exp_bounded(x * splat(0.5, lanes), lanes)
+    above_lowest = select(x < splat(_EXP_LOWEST, lanes), half * half, near)
+    return bind(select(x > splat(_EXP_HIGHEST, lanes), half * half, bind(above_lowest)))
 
 
 def tanh(x: Expr, lanes: int) -> Expr:
     """(e²ˣ − 1) / (e²ˣ + 1), accurate near 0 too: e²ˣ − 1 is formed without cancellation."""
     # Beyond 9.1 the result is ±1 in float32.
-    limited = tirx.Min(tirx.Max(x, broadcast(-10.0, lanes)), broadcast(10.0, lanes))
-    twice = build.bind(limited + limited)
-    holder, _, r = _split_exponent(twice, lanes)
-    power = build.bind(_times_power_of_two(broadcast(1.0, lanes), holder, lanes))
-    small = fused_multiply_add(_polynomial(r, _EXP, lanes), build.bind(r * r), r, lanes)
-    minus_one = build.bind(fused_multiply_add(small, power, power - broadcast(1.0, lanes), lanes))
-    return build.bind(minus_one / (minus_one + broadcast(2.0, lanes)))
+    limited = _clamp(x, -10.0, 10.0, lanes)
+    r, holder = _split_exponent(bind(limited + limited), lanes)
+    power = _times_power_of_two(splat(1.0, lanes), holder, lanes)
+    small = fma(_polynomial(r, _EXP, lanes), bind(r * r), r)
+    minus_one = bind(fma(small, power, power - splat(1.0, lanes)))
+    return bind(minus_one / (minus_one + splat(2.0, lanes)))
 
 
 def _times_sigmoid(x: Expr, argument: Expr, lanes: int) -> Expr:
     """x / (1 + e^−argument)."""
-    negative = broadcast(0.0, lanes) - argument
-    return build.bind(x / (broadcast(1.0, lanes) + exp_bounded(negative, lanes)))
+    negative = splat(0.0, lanes) - argument
+    return bind(x / (splat(1.0, lanes) + exp_bounded(negative, lanes)))
 
 
 def silu(x: Expr, lanes: int) -> Expr:
     """x · sigmoid(x)."""
-    x = build.bind(x)
+    x = bind(x)
     return _times_sigmoid(x, x, lanes)
 
 
 def gelu_tanh(x: Expr, lanes: int) -> Expr:
     """x/2 · (1 + tanh u) = x · sigmoid(2u), u = √(2/π) · (x + 0.044715 x³) (arXiv 1606.08415)."""
-    x = build.bind(x)
+    x = bind(x)
     slope = 2 * math.sqrt(2 / math.pi)
-    inner = _polynomial(build.bind(x * x), (slope, slope * 0.044715), lanes)
-    return _times_sigmoid(x, build.bind(x * inner), lanes)
+    inner = _polynomial(bind(x * x), (slope, slope * 0.044715), lanes)
+    return _times_sigmoid(x, bind(x * inner), lanes)
 
 
 def gelu(x: Expr, lanes: int) -> Expr:
     """x · Φ(x) = max(x, 0) − |x| · erfc(|x| / √2) / 2, which stays accurate in the left tail."""
-    x = build.bind(x)
-    size = build.bind(tirx.Max(x, broadcast(0.0, lanes) - x))
+    x = bind(x)
+    size = bind(maximum(bind(splat(0.0, lanes) - x), x))
     # Beyond z = 9 the tail is below 1e-36: stopping there keeps slow denormal numbers away.
-    scaled = size * broadcast(math.sqrt(0.5), lanes)
-    z = build.bind(tirx.Min(scaled, broadcast(9.0, lanes)))
-    one = broadcast(1.0, lanes)
-    t = build.bind(one / fused_multiply_add(z, broadcast(_ERFC_SLOPE, lanes), one, lanes))
-    tail = build.bind(_polynomial(t, _ERFC, lanes) * t)
-    density = _exp_in_range(build.bind(broadcast(0.0, lanes) - z * z), lanes)
-    lost = build.bind(size * density)
-    return build.bind(tirx.Max(x, broadcast(0.0, lanes)) - lost * tail)
+    z = bind(minimum(splat(9.0, lanes), bind(size * splat(math.sqrt(0.5), lanes))))
+    one = splat(1.0, lanes)
+    t = bind(one / fma(z, splat(_ERFC_SLOPE, lanes), one))
+    tail = bind(_polynomial(t, _ERFC, lanes) * t)
+    density = _exp_in_range(bind(splat(0.0, lanes) - z * z), lanes)
+    return bind(relu(x, lanes) - bind(size * density) * tail)
 
 
 def relu(x: Expr, lanes: int) -> Expr:
     """max(x, 0)."""
-    return tirx.Max(x, broadcast(0.0, lanes))
+    return bind(maximum(splat(0.0, lanes), bind(x)))
 
 
 def identity(x: Expr, lanes: int) -> Expr:
@@ -188,32 +203,31 @@ def activation(name: str, x: Expr, lanes: int) -> Expr:
     return ACTIVATIONS[name](x, lanes)
 
 
-def _halve(
-    x: Expr, dtype: str, lanes: int, down_to: int, combine: Callable[[Expr, Expr], Expr]
-) -> Expr:
-    """Combine the two halves of a vector until `down_to` lanes are left."""
-    while lanes > down_to:
+def _reduce(x: Expr, lanes: int, combine: Callable[[Expr, Expr], Expr]) -> Expr:
+    """Combine the halves of a vector until one number is left."""
+    x = bind(x)
+    while lanes > 2:
         lanes //= 2
-        half = f"{dtype}x{lanes}"
-        x = build.bind(x)
-        x = combine(op.vectorlow(half, x), op.vectorhigh(half, x))
-    return build.bind(x)
+        lower, upper = range(lanes), range(lanes, 2 * lanes)
+        x = bind(combine(bind(shuffle(x, x, lower)), bind(shuffle(x, x, upper))))
+    return bind(combine(bind(lane(x, 0)), bind(lane(x, 1))))
 
 
 def horizontal_sum(x: Expr, lanes: int) -> Expr:
     """Sum of a float32 vector, pairwise."""
-    quarter = _halve(x, "float32", lanes, 2, lambda a, b: a + b)
-    start = tirx.const(-0.0, "float32")
-    return build.bind(
-        op.call_llvm_pure_intrin("float32", "llvm.vector.reduce.fadd", start, quarter)
-    )
-
-
-def horizontal_sum_int32(x: Expr, lanes: int) -> Expr:
-    """Sum of an int32 vector."""
-    return build.bind(op.call_llvm_pure_intrin("int32", "llvm.vector.reduce.add", x))
+    return _reduce(x, lanes, lambda a, b: a + b)
 
 
 def horizontal_max(x: Expr, lanes: int) -> Expr:
     """Largest number of a float32 vector."""
-    return build.bind(op.call_llvm_pure_intrin("float32", "llvm.vector.reduce.fmax", x))
+    return _reduce(x, lanes, maximum)
+
+
+def horizontal_sum_int32(x: Expr, lanes: int) -> Expr:
+    """Sum of an int32 vector."""
+    return bind(intrinsic("int32", "llvm.vector.reduce.add", x))
+
+
+def horizontal_max_int32(x: Expr, lanes: int) -> Expr:
+    """Largest number of an int32 vector."""
+    return bind(intrinsic("int32", "llvm.vector.reduce.smax", x))

@@ -3,10 +3,9 @@
 import pytest
 import torch
 import tvm
-from tvm.script.ir_builder import IRBuilder
-from tvm.script.ir_builder import tirx as build
 
 from codegen.kernels import vector_math
+from codegen.kernels.builder import argument, broadcast, cast, kernel, load, serial, store
 from qcompiler.core import ops
 from qcompiler.core.errors import UsageError
 from qcompiler.core.reference import sqnr
@@ -16,32 +15,30 @@ pytestmark = pytest.mark.tvm
 
 
 def _map(function, lanes):
-    """A PrimFunc that applies `function` to each vector of x."""
-    with IRBuilder() as builder, build.prim_func(s_tir=True):
-        build.func_name("main")
-        x = build.arg("x", build.buffer((SIZE,), "float32"))
-        y = build.arg("y", build.buffer((SIZE,), "float32"))
-        with build.serial(SIZE // lanes) as i:
-            index = [build.ramp(i * lanes, 1, lanes)]
-            build.buffer_store(y, function(build.bind(x[index[0]]), lanes), index)
-    return builder.get()
+    """A function that applies another one to each vector of x."""
+    with kernel("map") as built:
+        x = argument("x", (SIZE,), "float32")
+        y = argument("y", (SIZE,), "float32")
+        with serial(SIZE // lanes) as i:
+            store(y, function(load(x, i * lanes, lanes=lanes), lanes), i * lanes)
+    return built.get()
 
 
-def _run(kernel, x):
+def _run(function, x):
     y = tvm.runtime.tensor(torch.zeros(SIZE).numpy())
-    kernel(tvm.runtime.tensor(x.numpy()), y)
+    function(tvm.runtime.tensor(x.numpy()), y)
     return torch.from_numpy(y.numpy())
 
 
 @pytest.mark.parametrize("name", sorted(vector_math.ACTIVATIONS))
 def test_activation(name, target, compile_kernel):
-    kernel = compile_kernel(
+    function = compile_kernel(
         _map(lambda x, lanes: vector_math.activation(name, x, lanes), target.lanes), target
     )
     for limit in (1e-3, 1.0, 6.0, 50.0, 1e4):
         x = (torch.rand(SIZE) * 2 - 1) * limit
         x[0], x[1], x[2] = limit, -limit, 0.0
-        y = _run(kernel, x)
+        y = _run(function, x)
         assert sqnr(ops.ACTIVATIONS[name](x.double()), y) > 130
         assert y.isfinite().all()
         assert y[2] == 0
@@ -57,24 +54,36 @@ def test_unknown_activation():
 
 
 def test_exp(target, compile_kernel):
-    kernel = compile_kernel(_map(vector_math.exp, target.lanes), target)
+    function = compile_kernel(_map(vector_math.exp, target.lanes), target)
     x = torch.linspace(-87, 88.7, SIZE)
     expected = torch.exp(x.double())
-    assert ((_run(kernel, x) - expected).abs() / expected).max() < 2 * 2**-23
+    assert ((_run(function, x) - expected).abs() / expected).max() < 2 * 2**-23
     x = torch.tensor([0.0, -0.0, 1e4, -1e4, 89.0, -110.0, float("-inf"), float("inf")])
-    assert torch.equal(_run(kernel, x.repeat(SIZE // 8))[:8], torch.exp(x))
+    assert torch.equal(_run(function, x.repeat(SIZE // 8))[:8], torch.exp(x))
 
 
 @pytest.mark.parametrize(
-    ("function", "low", "high"),
-    [(vector_math.exp_bounded, -87.328125, 88.375), (vector_math.exp_nonpositive, -64.0, 0.0)],
+    ("function", "expected", "low", "high"),
+    [
+        (vector_math.exp_bounded, torch.exp, -87.328125, 88.375),
+        (vector_math.exp_nonpositive, torch.exp, -64.0, 0.0),
+        (vector_math.exp2_nonpositive, torch.exp2, -92.0, 0.0),
+    ],
 )
-def test_clamped_exp(function, low, high, target, compile_kernel):
-    kernel = compile_kernel(_map(function, target.lanes), target)
+def test_clamped_exp(function, expected, low, high, target, compile_kernel):
+    function = compile_kernel(_map(function, target.lanes), target)
     x = torch.linspace(low, high, SIZE)
-    x[0] = -1e30
-    expected = torch.exp(x.double().clamp(min=low))
-    assert ((_run(kernel, x) - expected).abs() / expected).max() < 2 * 2**-23
+    x[0], x[1] = -1e30, float("-inf")
+    exact = expected(x.double().clamp(min=low))
+    assert ((_run(function, x) - exact).abs() / exact).max() < 2 * 2**-23
+
+
+@pytest.mark.parametrize("name", sorted(vector_math.ACTIVATIONS))
+def test_not_a_number_stays_one(name, target, compile_kernel):
+    function = compile_kernel(
+        _map(lambda x, lanes: vector_math.activation(name, x, lanes), target.lanes), target
+    )
+    assert _run(function, torch.full((SIZE,), float("nan"))).isnan().all()
 
 
 def test_horizontal(target, compile_kernel):
@@ -84,19 +93,19 @@ def test_horizontal(target, compile_kernel):
         (vector_math.horizontal_sum, rows.sum(1)),
         (vector_math.horizontal_max, rows.amax(1)),
     ):
-        kernel = compile_kernel(
-            _map(lambda v, lanes, f=function: build.broadcast(f(v, lanes), lanes), target.lanes),
+        function = compile_kernel(
+            _map(lambda v, lanes, f=function: broadcast(f(v, lanes), lanes), target.lanes),
             target,
         )
-        y = _run(kernel, x).reshape(rows.shape)
+        y = _run(function, x).reshape(rows.shape)
         assert torch.equal(y[:, 0], y[:, -1])
         assert sqnr(expected, y[:, 0]) > 130
 
 
 def test_horizontal_sum_of_integers(target, compile_kernel):
     def count(v, lanes):
-        whole = vector_math.horizontal_sum_int32(v.astype(f"int32x{lanes}"), lanes)
-        return build.broadcast(whole.astype("float32"), lanes)
+        whole = vector_math.horizontal_sum_int32(cast(v, "int32"), lanes)
+        return broadcast(cast(whole, "float32"), lanes)
 
     x = torch.randint(-1000, 1000, (SIZE,)).float()
     y = _run(compile_kernel(_map(count, target.lanes), target), x)
