@@ -66,7 +66,7 @@ class FunctionLowering:
         self.target = target
         self.weights = weights
         self.values: dict[fx.Node, Any] = {}
-        self.kernels: dict[str, str] = {}
+        self.kernels: dict[str, tuple[str, str]] = {}
         self._functions = functions
         self._lowerings = lowerings
         self._weight_vars: dict[int, relax.Var] = {}
@@ -76,14 +76,13 @@ class FunctionLowering:
 
     def lower(self, name: str, phase: Phase) -> None:
         """Emit the function `name`: the graph's inputs except caches, then a tuple of caches, then of weights."""
-        sizes = _Sizes(self.program.placeholders(), phase)
+        sizes = _Sizes(self.fixed_sizes(phase))
         inputs, caches = [], []
         for node in self.program.placeholders():
             val = node.meta["val"]
             shape = tuple(sizes.size(d) for d in val.shape)
             kind = relax.TensorType(shape, DTYPES[val.dtype])
-            is_cache = str(node.target).startswith(("k_cache_", "v_cache_"))
-            (caches if is_cache else inputs).append((node, kind, shape))
+            (caches if is_cache(str(node.target)) else inputs).append((node, kind, shape))
         arguments = []
         for node, kind, shape in inputs:
             var = relax.Var(str(node.target), kind)
@@ -100,11 +99,16 @@ class FunctionLowering:
                 for index, (node, _, shape) in enumerate(caches):
                     var = self.builder.emit(relax.TupleGetItem(cache_tuple, index))
                     self.values[node] = Value(var, shape)
-                result = self._body(phase)
+                result = self._body()
                 result = self.builder.emit_output(result)
             self.builder.emit_func_output(result)
 
-    def _body(self, phase: Phase) -> relax.Expr:
+    def fixed_sizes(self, phase: Phase) -> dict[str, int]:
+        """Return the symbolic sizes, by the graph's names, that a phase gives a value."""
+        shapes = {str(n.target): n.meta["val"].shape for n in self.program.placeholders()}
+        return {str(shapes[name][dim]): size for name, dim, size in phase.fixed}
+
+    def _body(self) -> relax.Expr:
         for node in self.program.graph.nodes:
             if node.op == "output":
                 outputs = node.args[0]
@@ -236,14 +240,16 @@ class Phase:
     dropped: frozenset[str] = frozenset()
 
 
+def is_cache(name: str) -> bool:
+    """Tell the inputs that are KV caches from the others."""
+    return name.startswith(("k_cache_", "v_cache_"))
+
+
 class _Sizes:
     """The TIR variables of a graph's symbolic sizes."""
 
-    def __init__(self, inputs: Sequence[fx.Node], phase: Phase) -> None:
-        shapes = {str(node.target): node.meta["val"].shape for node in inputs}
-        self._sizes: dict[str, Size] = {
-            str(shapes[name][dim]): size for name, dim, size in phase.fixed
-        }
+    def __init__(self, fixed: dict[str, int]) -> None:
+        self._sizes: dict[str, Size] = dict(fixed)
 
     def size(self, dim: int | torch.SymInt) -> Size:
         if isinstance(dim, int):

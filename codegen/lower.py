@@ -10,7 +10,7 @@ from torch import fx
 from tvm import ir, relax
 
 from codegen.aten import ATEN
-from codegen.function_lowering import FunctionLowering, Phase
+from codegen.function_lowering import FunctionLowering, Phase, is_cache
 from codegen.operators import OPERATORS
 from codegen.weights import PackedWeights
 from qcompiler.core.program import Program
@@ -31,14 +31,14 @@ LANGUAGE_MODEL_PHASES = {
 class Lowered:
     """A module ready to be built, the weights its functions take, and which kernel serves what.
 
-    `functions` gives, per entry function, the names of its tensor inputs before caches and weights;
-    `kernels` the kernel chosen for each operator with a weight, and why.
+    `functions` gives, per entry function, the names of its tensor inputs before caches and weights
+    and the symbolic sizes it fixes; `kernels` the kernel chosen for each operator, and why.
     """
 
     module: tvm.IRModule
     weights: PackedWeights
-    functions: dict[str, tuple[str, ...]]
-    kernels: dict[str, str]
+    functions: dict[str, tuple[tuple[str, ...], dict[str, int]]]
+    kernels: dict[str, tuple[str, str]]
 
 
 def lower(program: Program, target: Target) -> Lowered:
@@ -47,16 +47,16 @@ def lower(program: Program, target: Target) -> Lowered:
     phases = LANGUAGE_MODEL_PHASES if program.info.kind == "causal-lm" else MODULE_PHASES
     builder = relax.BlockBuilder()
     shared: dict[Hashable, ir.GlobalVar] = {}
-    kernels: dict[str, str] = {}
+    kernels: dict[str, tuple[str, str]] = {}
     functions = {}
     for name, phase in phases.items():
         lowering = FunctionLowering(builder, program, target, weights, shared, LOWERINGS)
         lowering.lower(name, phase)
         kernels |= {f"{operator} ({name})": kernel for operator, kernel in lowering.kernels.items()}
-        functions[name] = tuple(_inputs(program.placeholders(), phase))
+        functions[name] = (_inputs(program.placeholders(), phase), lowering.fixed_sizes(phase))
     return Lowered(module=builder.finalize(), weights=weights, functions=functions, kernels=kernels)
 
 
-def _inputs(placeholders: list[fx.Node], phase: Phase) -> list[str]:
+def _inputs(placeholders: list[fx.Node], phase: Phase) -> tuple[str, ...]:
     names = [str(node.target) for node in placeholders]
-    return [n for n in names if n not in phase.dropped and not n.startswith(("k_cache_", "v_cache_"))]
+    return tuple(n for n in names if n not in phase.dropped and not is_cache(n))

@@ -1,0 +1,125 @@
+"""Put an artifact together from a lowered program."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+import qcompiler
+from codegen.build import build, runtime_library
+from codegen.lower import Lowered
+from qcompiler.core.artifact import (
+    CacheSpec,
+    EntryFunction,
+    KernelChoice,
+    Manifest,
+    ModelFacts,
+    TargetFacts,
+    TensorSpec,
+    write_artifact,
+)
+from qcompiler.core.program import Program
+from qcompiler.core.target import Target
+
+RUNTIME_LIBRARY = "lib/libtvm_runtime.so"
+DEFAULT_CONTEXT = 8192
+
+
+def assemble(
+    program: Program,
+    lowered: Lowered,
+    *,
+    folder: Path,
+    target: Target,
+    pipeline: Sequence[Any],
+    context: int | None,
+    report: dict[str, Any],
+) -> Manifest:
+    """Compile a lowered program and write its artifact to `folder`; return the manifest."""
+    with TemporaryDirectory(prefix="qcompiler-") as scratch:
+        library = Path(scratch) / "model.so"
+        build(lowered.module, target, library)
+        files: dict[str, bytes | Path] = {
+            "model.so": library,
+            RUNTIME_LIBRARY: runtime_library(),
+            "report.json": (json.dumps(report, indent=1, sort_keys=True) + "\n").encode(),
+        }
+        if program.info.tokenizer_json is not None:
+            files["tokenizer.json"] = program.info.tokenizer_json.encode()
+        manifest = _manifest(program, lowered, target, pipeline, context)
+        return write_artifact(folder, manifest, files, lowered.weights.arrays())
+
+
+def _manifest(
+    program: Program, lowered: Lowered, target: Target, pipeline: Sequence[Any], context: int | None
+) -> Manifest:
+    info = program.info
+    longest = info.max_context or 0
+    return Manifest(
+        kind=info.kind,
+        compiler=qcompiler.__version__,
+        model=ModelFacts(
+            name=info.name,
+            architecture=info.architecture,
+            source=info.source,
+            vocab_size=info.vocab_size or 0,
+            max_context=min(context or DEFAULT_CONTEXT, longest) if longest else 0,
+            kv=tuple(
+                CacheSpec(heads=kv.heads, head_dim=kv.head_dim) for kv in info.kv for _ in "kv"
+            ),
+            end_tokens=info.end_tokens,
+            begin_token=info.begin_token,
+            chat_template=info.chat_template,
+        ),
+        target=TargetFacts(
+            name=target.name, arch=target.arch, features=tuple(sorted(target.features))
+        ),
+        pipeline=tuple(pipeline),
+        plan={name: str(scheme) for name, scheme in program.plan.items()},
+        kernels={
+            name: KernelChoice(kernel=kernel, reason=reason)
+            for name, (kernel, reason) in lowered.kernels.items()
+        },
+        functions={
+            name: _entry(program, names, fixed) for name, (names, fixed) in lowered.functions.items()
+        },
+        weights=tuple(
+            TensorSpec(name=entry.name, dtype=entry.dtype, shape=entry.shape)
+            for entry in lowered.weights.entries
+        ),
+        requires={
+            name: importlib.metadata.version(name) for name in ("apache-tvm", "apache-tvm-ffi")
+        },
+    )
+
+
+def _entry(program: Program, names: Sequence[str], fixed: dict[str, int]) -> EntryFunction:
+    """Describe an entry function's tensors; a size that varies is called as the graph calls it."""
+    symbols: dict[str, str] = {}
+
+    def spec(name: str, val: torch.Tensor) -> TensorSpec:
+        shape = [_size(dim, symbols, fixed) for dim in val.shape]
+        return TensorSpec(name=name, dtype=str(val.dtype).removeprefix("torch."), shape=tuple(shape))
+
+    inputs = {str(n.target): n.meta["val"] for n in program.placeholders()}
+    (output,) = [n for n in program.graph.nodes if n.op == "output"]
+    results = output.args[0] if isinstance(output.args[0], tuple | list) else [output.args[0]]
+    return EntryFunction(
+        inputs=tuple(spec(name, inputs[name]) for name in names),
+        outputs=tuple(spec(f"output_{i}", node.meta["val"]) for i, node in enumerate(results)),
+    )
+
+
+def _size(dim: int | torch.SymInt, symbols: dict[str, str], fixed: dict[str, int]) -> int | str:
+    if isinstance(dim, int):
+        return dim
+    text = str(dim)
+    if text in fixed:
+        return fixed[text]
+    return symbols.setdefault(text, f"s{len(symbols)}")
