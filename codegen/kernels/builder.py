@@ -87,6 +87,12 @@ def when(
 
 def bind(value: Expr) -> Expr:
     """Compute a value here, once, and name it."""
+    lanes = lanes_of(value)
+    if lanes > 1:
+        # TVM's simplifier copies a pure value to every place that names it, which makes a chain of
+        # names grow exponentially. This call is not pure to TVM, and LLVM removes it.
+        dtype, start = vector_type(dtype_of(value), lanes), constant(0, "int64")
+        value = op.call_llvm_intrin(dtype, "llvm.vector.extract", value, start)
     return script.bind(value)
 
 
