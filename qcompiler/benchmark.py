@@ -1,0 +1,82 @@
+"""How fast an artifact runs on this machine, measured in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from qcompiler.core.artifact import read_manifest
+from qcompiler.core.errors import ArtifactError, UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchResult:
+    """The best of several repeats.
+
+    time_to_first_token_s counts from the start of the process, with a short prompt.
+    stream_bytes_per_s are the bytes of weights and caches read per second while decoding.
+    """
+
+    prefill_tokens_per_s: float
+    decode_tokens_per_s: float
+    time_to_first_token_s: float
+    peak_memory_bytes: int
+    weight_bytes: int
+    stream_bytes_per_s: float
+    threads: int
+
+
+def bench(
+    path: str | Path,
+    *,
+    prompt_tokens: int = 512,
+    generate_tokens: int = 128,
+    threads: int | None = None,
+    repeats: int = 5,
+) -> BenchResult:
+    """Time prefill and decode of a compiled language model.
+
+    Raises:
+        UsageError: counts that cannot be measured, or an artifact that is no language model.
+        ArtifactError: the artifact cannot be run.
+    """
+    manifest = read_manifest(Path(path))
+    if manifest.kind != "causal-lm":
+        raise UsageError(f"{path} is no language model; bench times prefill and decode")
+    for name, count in (
+        ("prompt", prompt_tokens),
+        ("generated", generate_tokens),
+        ("repeat", repeats),
+    ):
+        if count < 1:
+            raise UsageError(f"{count} {name} tokens or runs measure nothing; use 1 or more")
+    if prompt_tokens + generate_tokens > manifest.model.max_context:
+        raise UsageError(
+            f"{prompt_tokens} + {generate_tokens} tokens do not fit the context of "
+            f"{manifest.model.max_context}; ask for fewer, or compile with a larger --context"
+        )
+    start = time.time()
+    arguments = [path, prompt_tokens, generate_tokens, threads or 0, repeats, start]
+    done = subprocess.run(
+        [sys.executable, "-m", "qcompiler.benchmark_process", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        lines = done.stderr.strip().splitlines()
+        raise ArtifactError(f"{path} could not be timed: {lines[-1] if lines else 'no output'}")
+    found = json.loads(done.stdout)
+    weight_bytes = manifest.sizes["weight_bytes"]
+    # On average a step reads the caches of the prompt and of half the generated tokens.
+    per_token = sum(cache.heads * cache.head_dim * 4 for cache in manifest.model.kv)
+    cached = (prompt_tokens + generate_tokens / 2) * per_token
+    return BenchResult(
+        **found,
+        weight_bytes=weight_bytes,
+        stream_bytes_per_s=(weight_bytes + cached) * found["decode_tokens_per_s"],
+    )
