@@ -13,7 +13,8 @@ from importlib.machinery import PathFinder
 
 TYPE_CHECKING = False  # as in typing, whose import takes as long as all the rest here
 if TYPE_CHECKING:
-    from qcompiler.api import bench, compile, evaluate
+    from qcompiler.api import compile, evaluate
+    from qcompiler.benchmark import bench
     from qcompiler.core.errors import (
         ArtifactError,
         CaptureError,
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "bench": "qcompiler.api",
+    "bench": "qcompiler.benchmark",
     "compile": "qcompiler.api",
     "evaluate": "qcompiler.api",
     "load": "qcompiler.runtime",
@@ -61,9 +62,15 @@ def __getattr__(name: str) -> object:
     """Load a public name from its module on first use (PEP 562)."""
     if name not in _HOMES:
         raise AttributeError(f"module 'qcompiler' has no attribute '{name}'")
-    value = getattr(import_module(_HOMES[name]), name)
-    globals()[name] = value
-    return value
+    try:
+        return getattr(import_module(_HOMES[name]), name)
+    except ModuleNotFoundError as error:
+        from qcompiler.core.errors import UnsupportedError
+        from qcompiler.extras import explain
+
+        if (sentence := explain(error)) is None:
+            raise
+        raise UnsupportedError(sentence) from error
 
 
 def __dir__() -> list[str]:

@@ -20,6 +20,7 @@ import typer
 
 import qcompiler
 from qcompiler.core.errors import QCompilerError, UsageError
+from qcompiler.extras import explain
 
 app = typer.Typer(
     help="Compile language models to quantised kernels in a stand-alone artifact.",
@@ -108,20 +109,17 @@ def _run(
         str | None,
         typer.Option("--prompt", "-p", help="What to answer; - reads it from standard input."),
     ] = None,
-    max_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Stop after so many; at the end if not given.")
-    ] = None,
-    temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token.")] = 0.0,
+    max_tokens: Annotated[int, typer.Option(help="Stop after so many tokens.")] = 256,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.0,
     top_k: Annotated[
-        int | None, typer.Option(min=1, help="Choose among so many of the likeliest tokens.")
+        int | None, typer.Option(help="Choose among so many of the likeliest tokens.")
     ] = None,
     top_p: Annotated[
-        float | None,
-        typer.Option(min=0, max=1, help="Choose among the likeliest that have this probability."),
-    ] = None,
+        float, typer.Option(help="Choose among the likeliest that have this probability.")
+    ] = 1.0,
     repetition_penalty: Annotated[
-        float | None, typer.Option(min=1, help="Divide the odds of tokens already there.")
-    ] = None,
+        float, typer.Option(help="Divide the odds of tokens that are there already.")
+    ] = 1.0,
     seed: Annotated[int | None, typer.Option(help="Make the choice repeatable.")] = None,
     raw: Annotated[
         bool, typer.Option("--raw", help="Continue the text; do not apply the chat template.")
@@ -192,7 +190,7 @@ def _bench(
     prompt_tokens: Annotated[int, typer.Option(min=1, help="Length of the prompt.")] = 512,
     generate_tokens: Annotated[int, typer.Option(min=1, help="Length of the answer.")] = 128,
     threads: Threads = None,
-    repeats: Annotated[int, typer.Option(min=1, help="Measure so often; the best counts.")] = 3,
+    repeats: Annotated[int, typer.Option(min=1, help="Measure so often; the best counts.")] = 5,
     as_json: Json = False,
 ) -> None:
     """Measure how fast an artifact runs on this machine."""
@@ -256,14 +254,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Whoever read our output has gone; Python must not complain about it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except ModuleNotFoundError as error:
+        if (sentence := explain(error)) is None:
+            return _report_bug()
+        return _fail(sentence, 1)
     except MemoryError:
         return _fail("there is not enough memory for this", 1)
     except Exception as error:
         if isinstance(error, OSError) and error.errno in _MACHINE_ERRORS:
             place = f"{error.filename}: " if error.filename else ""
             return _fail(f"{place}{error.strerror}", 1)
-        traceback.print_exc()
-        return _fail("this is a bug in qcompiler; please report it with the lines above", 1)
+        return _report_bug()
     if status == 130:
         print("interrupted", file=sys.stderr)
     return status if isinstance(status, int) else 0
@@ -273,6 +274,12 @@ def _fail(message: str, status: int) -> int:
     """Print the one line an error gets."""
     print("error:", " ".join(message.split()), file=sys.stderr)
     return status
+
+
+def _report_bug() -> int:
+    """Show the traceback of the exception being handled."""
+    traceback.print_exc()
+    return _fail("this is a bug in qcompiler; please report it with the lines above", 1)
 
 
 def _terminate(signum: int, frame: object) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import qcompiler
 from qcompiler.commands.output import human_bytes, say
 from qcompiler.commands.progress import watch
-from qcompiler.core.errors import UsageError
+from qcompiler.core.artifact import check_destination
 from qcompiler.presets import find_pipeline
 from targets import find
 
@@ -28,8 +28,7 @@ def compile_model(
     # What is wrong with the request should show before seconds are spent on loading torch.
     plan = find_pipeline(pipeline).with_settings(settings)
     machine = find(target or plan.target or "native")
-    if output.exists() and not (output / "manifest.json").is_file():
-        raise UsageError(f"{output} exists and is no artifact; name another place with -o")
+    check_destination(output)
     start = time.monotonic()
     with watch(quiet=quiet) as progress:
         qcompiler.compile(

@@ -46,7 +46,7 @@ def evaluate(
         )
         return
     rows = [
-        ("negative log-likelihood", f"{found.nll:.4f}", "nats per token"),
+        ("negative log-likelihood", f"{found.nll:.4f}", f"nats per token, ± {found.nll_error:.4f}"),
         ("perplexity", f"{found.perplexity:.3f}", ""),
         ("tokens", f"{found.tokens}", ""),
     ]

@@ -1,0 +1,480 @@
+"""The command line as a person meets it: what it passes on, what it prints, how it ends."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+import qcompiler
+from qcompiler import cli
+from qcompiler.core.errors import ArtifactError, CaptureError, ConfigError, UsageError
+
+ROOT = Path(__file__).parent.parent
+COMMANDS = ("bench", "compile", "evaluate", "inspect", "passes", "pipelines", "run", "targets")
+
+
+@pytest.fixture
+def api(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """Stand in for `qcompiler.api` and `qcompiler.benchmark`: tests put functions into it."""
+    module = ModuleType("qcompiler.api")
+    for name in ("qcompiler.api", "qcompiler.benchmark"):
+        monkeypatch.setitem(sys.modules, name, module)
+    return module
+
+
+def raising(error: BaseException) -> Callable[..., Any]:
+    def function(*arguments: object, **options: object) -> None:
+        raise error
+
+    return function
+
+
+# --- help and wrong usage ---------------------------------------------------------------------
+
+
+def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--help"]) == 0
+    shown = capsys.readouterr()
+    listed = [line.split()[0] for line in shown.out.split("Commands:\n")[1].splitlines()]
+    assert sorted(listed) == sorted(COMMANDS)
+    assert shown.err == ""
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([command, "--help"]) == 0
+    assert f"Usage: qcompiler {command}" in capsys.readouterr().out
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"{qcompiler.__version__}\n"
+
+
+def test_without_a_command_the_help_goes_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "Usage: qcompiler" in shown.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["cmopile"], "No such command 'cmopile'. Did you mean 'compile'?"),
+        (["compile"], "Missing argument 'MODEL'"),
+        (["compile", "model"], "Missing option '--output' / '-o'"),
+        (["run", "out", "--promt", "x"], "No such option: --promt"),
+        (["run", "out", "--top-p", "much"], "Invalid value for '--top-p'"),
+        (["bench", "out", "--threads", "none"], "Invalid value for '--threads'"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_status_2(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(arguments) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.startswith("error: ")
+    assert message in shown.err
+    assert shown.err.count("\n") == 1
+
+
+# --- how it ends ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (CaptureError("the model has no weights"), 1),
+        (ArtifactError("the artifact is damaged"), 1),
+        (UsageError("that is no way to ask"), 2),
+        (ConfigError("unknown option 'x'"), 2),
+    ],
+)
+def test_a_users_mistake_is_one_line(
+    error: Exception, status: int, api: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    api.bench = raising(error)  # type: ignore[attr-defined]
+    assert cli.main(["bench", "out"]) == status
+    assert capsys.readouterr() == ("", f"error: {error}\n")
+
+
+def test_a_bug_shows_its_traceback(api: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    api.bench = raising(IndexError("tuple index out of range"))  # type: ignore[attr-defined]
+    assert cli.main(["bench", "out"]) == 1
+    shown = capsys.readouterr().err
+    assert "Traceback" in shown
+    assert "IndexError: tuple index out of range" in shown
+    assert shown.splitlines()[-1].startswith("error: this is a bug in qcompiler; please report")
+
+
+def test_a_full_disk_is_one_line(api: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/out/model.so")
+    api.bench = raising(error)  # type: ignore[attr-defined]
+    assert cli.main(["bench", "out"]) == 1
+    assert capsys.readouterr().err == "error: /out/model.so: No space left on device\n"
+
+
+def test_a_missing_file_of_our_own_is_a_bug(
+    api: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    api.bench = raising(FileNotFoundError(errno.ENOENT, "No such file"))  # type: ignore[attr-defined]
+    assert cli.main(["bench", "out"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_too_little_memory_is_one_line(api: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    api.bench = raising(MemoryError())  # type: ignore[attr-defined]
+    assert cli.main(["bench", "out"]) == 1
+    assert capsys.readouterr().err == "error: there is not enough memory for this\n"
+
+
+def test_ctrl_c_says_interrupted(api: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    api.bench = raising(KeyboardInterrupt())  # type: ignore[attr-defined]
+    assert cli.main(["bench", "out"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_a_missing_compiler_is_one_line_with_the_way_out(tmp_path: Path) -> None:
+    code = "import sys; sys.modules['torch'] = None; from qcompiler import cli; cli.entry()"
+    (tmp_path / "text").write_text("some text")
+    for arguments in (
+        ["compile", "m", "-o", str(tmp_path / "out")],
+        ["evaluate", "m", "--text", str(tmp_path / "text")],
+        ["passes"],
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", code, *arguments],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 1
+        assert "pip install 'qcompiler[compiler]'" in done.stderr
+        assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_end_a_process_in_order(number: int, tmp_path: Path) -> None:
+    """The child writes a file and takes it away in a `finally`, as the compiler does."""
+    script = f"""
+import sys, types, pathlib, time
+from qcompiler import cli
+api = types.ModuleType("qcompiler.benchmark")
+def bench(*a, **k):
+    file = pathlib.Path({str(tmp_path / "partial")!r})
+    try:
+        file.write_text("half")
+        while True:
+            time.sleep(0.01)
+    finally:
+        file.unlink()
+api.bench = bench
+sys.modules["qcompiler.benchmark"] = api
+sys.argv = ["qcompiler", "bench", "out"]
+cli.entry()
+"""
+    child = subprocess.Popen(
+        [sys.executable, "-c", script], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "partial").exists():
+        assert time.monotonic() < deadline
+        assert child.poll() is None, child.communicate()
+    child.send_signal(number)
+    _, err = child.communicate(timeout=60)
+    assert child.returncode == (130 if number == signal.SIGINT else 128 + signal.SIGTERM)
+    assert err == ("interrupted\n" if number == signal.SIGINT else "")
+    assert not (tmp_path / "partial").exists()
+
+
+def test_a_closed_pipe_ends_quietly() -> None:
+    child = subprocess.Popen(
+        [sys.executable, "-c", "from qcompiler import cli; cli.entry()", "targets"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert child.stdout is not None
+    child.stdout.close()
+    assert child.stderr is not None
+    assert child.stderr.read() == ""
+    child.stderr.close()
+    assert child.wait(60) == 1
+
+
+# --- what each command passes on and prints ----------------------------------------------------
+
+
+def test_compile_passes_its_options_on(
+    api: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: dict[str, Any] = {}
+
+    def fake(model: str, **options: Any) -> None:
+        seen.update(options, model=model)
+        with options["progress"].step("capture"):
+            options["output"].mkdir()
+            (options["output"] / "manifest.json").write_text("{}")
+
+    api.compile = fake  # type: ignore[attr-defined]
+    out = tmp_path / "out.qc"
+    arguments = ["compile", "model.gguf", "-o", str(out), "--target", "x86-64-v3"]
+    arguments += ["--pipeline", "w8a8", "--set", 'set-bits.rules=[{pattern="*",scheme="w8a8"}]']
+    arguments += ["--set", "fuse-qkv.x=1", "--context", "512", "--dump", str(tmp_path / "dump")]
+    assert cli.main(arguments) == 0
+    shown = capsys.readouterr()
+    assert shown.out == f"{out}\n"
+    assert "capture: 0.0 s" in shown.err
+    assert "2 B for x86-64-v3 in" in shown.err
+    del seen["progress"]
+    assert seen == {
+        "model": "model.gguf",
+        "output": out,
+        "target": "x86-64-v3",
+        "pipeline": "w8a8",
+        "settings": ('set-bits.rules=[{pattern="*",scheme="w8a8"}]', "fuse-qkv.x=1"),
+        "context": 512,
+        "dump": tmp_path / "dump",
+    }
+
+
+def test_compile_takes_the_target_of_the_pipeline(api: ModuleType, tmp_path: Path) -> None:
+    seen: dict[str, Any] = {}
+
+    def fake(model: str, **options: Any) -> None:
+        seen.update(options)
+        options["output"].mkdir()
+
+    api.compile = fake  # type: ignore[attr-defined]
+    file = tmp_path / "mine.toml"
+    file.write_text('target = "x86-64-v3"\n[[pass]]\nname = "legalize"\n')
+    arguments = ["compile", "m", "-o", str(tmp_path / "o"), "--pipeline", str(file), "--quiet"]
+    assert cli.main(arguments) == 0
+    assert seen["target"] == "x86-64-v3"
+
+
+@pytest.mark.parametrize(
+    ("options", "message", "status"),
+    [
+        (["--pipeline", "w4a9"], "unknown pipeline 'w4a9'; did you mean 'w4a8'?", 2),
+        (["--pipeline", "mine.toml"], "mine.toml: cannot read the pipeline: No such file", 2),
+        (["--target", "x86-64-v5"], "unknown target 'x86-64-v5'; did you mean 'x86-64-v", 2),
+        (["--set", "quantize-rnt.x=1"], "unknown pass 'quantize-rnt'; did you mean 'quantize-", 2),
+        (["--set", "nonsense"], "write PASS.OPTION=VALUE", 2),
+        (["-o", "/no/such/folder/out"], "the folder /no/such/folder does not exist", 1),
+    ],
+)
+def test_compile_finds_mistakes_before_it_loads_anything(
+    options: list[str],
+    message: str,
+    status: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setitem(sys.modules, "qcompiler.api", None)
+    assert cli.main(["compile", "m", "-o", str(tmp_path / "out"), *options]) == status
+    assert message in capsys.readouterr().err
+
+
+def test_compile_leaves_what_is_no_artifact(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "qcompiler.api", None)
+    (tmp_path / "thesis.txt").write_text("three years of work")
+    assert cli.main(["compile", "m", "-o", str(tmp_path)]) == 1
+    assert "holds something other than an artifact" in capsys.readouterr().err
+    assert (tmp_path / "thesis.txt").read_text() == "three years of work"
+
+
+EVALUATION = SimpleNamespace(
+    nll=3.25, nll_error=0.02, perplexity=25.79, tokens=63, kl=None, top1_agreement=None
+)
+
+
+def test_evaluate_json_has_exactly_these_keys(
+    api: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: dict[str, Any] = {}
+
+    def fake(model: str, **options: Any) -> SimpleNamespace:
+        seen.update(options, model=model)
+        return EVALUATION
+
+    api.evaluate = fake  # type: ignore[attr-defined]
+    (tmp_path / "text").write_text("Zwölf Boxkämpfer")
+    arguments = ["evaluate", "out.qc", "--text", str(tmp_path / "text"), "--json", "--tokens", "64"]
+    assert cli.main([*arguments, "--reference", "m.gguf", "--window", "32"]) == 0
+    assert json.loads(capsys.readouterr().out) == {
+        "nll": 3.25,
+        "perplexity": 25.79,
+        "tokens": 63,
+        "kl": None,
+        "top1_agreement": None,
+    }
+    del seen["progress"]
+    assert seen == {
+        "model": "out.qc",
+        "text": "Zwölf Boxkämpfer",
+        "reference": "m.gguf",
+        "pipeline": None,
+        "tokens": 64,
+        "window": 32,
+    }
+
+
+def test_evaluate_prints_what_there_is(
+    api: ModuleType,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = SimpleNamespace(**{**vars(EVALUATION), "kl": 0.0123, "top1_agreement": 0.912})
+    api.evaluate = lambda *a, **k: found  # type: ignore[attr-defined]
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"some text")))
+    assert cli.main(["evaluate", "out.qc", "--text", "-"]) == 0
+    shown = capsys.readouterr().out
+    assert re.search("perplexity +25.790", shown)
+    assert "± 0.0200" in shown
+    assert "0.01230" in shown
+    assert "91.2%" in shown
+
+
+def test_infinite_perplexity_is_null_in_json(
+    api: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = SimpleNamespace(**{**vars(EVALUATION), "perplexity": float("inf")})
+    api.evaluate = lambda *a, **k: found  # type: ignore[attr-defined]
+    (tmp_path / "text").write_text("x")
+    assert cli.main(["evaluate", "o", "--text", str(tmp_path / "text"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["perplexity"] is None
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "cannot read it: No such file or directory"),
+        (b"\xff\xfe", "it is not UTF-8 text"),
+        (b" \n", "there is no text in it"),
+    ],
+)
+def test_evaluate_needs_text(
+    content: bytes | None, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if content is not None:
+        (tmp_path / "text").write_bytes(content)
+    assert cli.main(["evaluate", "o", "--text", str(tmp_path / "text")]) == 2
+    assert message in capsys.readouterr().err
+
+
+BENCH = SimpleNamespace(
+    prefill_tokens_per_s=1480.4,
+    decode_tokens_per_s=155.25,
+    time_to_first_token_s=0.345,
+    peak_memory_bytes=300_000_000,
+    weight_bytes=90_000_000,
+    stream_bytes_per_s=1.4e10,
+)
+
+
+def test_bench_json_has_exactly_these_keys(
+    api: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: dict[str, Any] = {}
+
+    def fake(path: Path, **options: Any) -> SimpleNamespace:
+        seen.update(options, path=path)
+        return BENCH
+
+    api.bench = fake  # type: ignore[attr-defined]
+    assert cli.main(["bench", "out.qc", "--threads", "2", "--repeats", "9", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == vars(BENCH)
+    assert seen == {
+        "path": Path("out.qc"),
+        "prompt_tokens": 512,
+        "generate_tokens": 128,
+        "threads": 2,
+        "repeats": 9,
+    }
+
+
+def test_bench_prints_units(api: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    api.bench = lambda *a, **k: BENCH  # type: ignore[attr-defined]
+    assert cli.main(["bench", "out.qc"]) == 0
+    shown = capsys.readouterr().out
+    for text in ("1480 tokens/s", "155.2 tokens/s", "345 ms", "300.0 MB", "90.0 MB", "14.0 GB/s"):
+        assert text in shown
+
+
+def test_targets_say_where_they_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from qcompiler.commands import lists
+    from targets import find
+
+    features = find("x86-64-v3").features | {"avx512f"}
+    monkeypatch.setattr(lists, "cpu_features", lambda: features)
+    assert cli.main(["targets"]) == 0
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert "native" in lines["x86-64-v3"]
+    assert "no: lacks avx512_vnni avx512bw avx512cd avx512dq avx512vl" in lines["x86-64-v4-vnni"]
+
+
+def test_pipelines_are_listed_with_their_passes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["pipelines"]) == 0
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert lines.keys() == {"pipeline", "float", "w8a8", "w4a8"}
+    assert "set-bits, quantize-rtn" in lines["w4a8"]
+    assert "set-bits" not in lines["float"]
+
+
+def test_passes_are_listed_with_stages_and_options(capsys: pytest.CaptureFixture[str]) -> None:
+    passes = pytest.importorskip("passes")
+    assert cli.main(["passes"]) == 0
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()[1:]}
+    assert lines.keys() >= {step.name for step in passes.PASSES}
+    assert "→ quantized" in lines["quantize-rtn"]
+    assert "rules:" in lines["set-bits"]
+
+
+# --- speed ------------------------------------------------------------------------------------
+
+
+def test_help_is_instant_and_loads_no_compiler() -> None:
+    code = (
+        "import sys\nfrom qcompiler import cli\ncli.main(['compile', '--help'])\n"
+        "heavy = {'torch', 'tvm', 'transformers', 'numpy', 'rich', 'scipy'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "[]"
+    # Time of the processor, and of several tries the least: other programs run on this machine.
+    best = min(_seconds(["-m", "qcompiler.cli", "--help"]) for _ in range(5))
+    assert best < 0.3
+
+
+def _seconds(arguments: list[str]) -> float:
+    """Return the processor time that a Python process takes."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
