@@ -114,7 +114,8 @@ def kv_caches(config: PretrainedConfig) -> tuple[KvCache, ...]:
             heads = config.num_attention_heads
         else:
             heads = 1
-    return (KvCache(heads=heads, head_dim=size),) * config.num_hidden_layers
+    layers: int = config.num_hidden_layers
+    return (KvCache(heads=heads, head_dim=size),) * layers
 
 
 def _example(kv: tuple[KvCache, ...]) -> tuple[Any, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from qcompiler.core.errors import CaptureError
@@ -34,7 +35,9 @@ CAUSAL_LMS = (
 ENCODERS = ("bert",)
 """Models from token ids and a mask to hidden states, by `model_type`."""
 
-ALIBI = "its attention adds a bias that grows with distance (ALiBi), which the attention kernels lack"
+ALIBI = (
+    "its attention adds a bias that grows with distance (ALiBi), which the attention kernels lack"
+)
 OBSTACLES = {
     "bloom": ALIBI,
     "mpt": ALIBI,
@@ -46,13 +49,16 @@ FIXED_ROPE = ("default", "linear", "llama3", "proportional", "yarn")
 """Kinds of rotary embedding whose frequencies do not depend on the length of the text."""
 
 
-def check_family(config: PretrainedConfig) -> None:
-    """Refuse a model that cannot be captured.
+LM_HEADS = ("ForCausalLM", "LMHeadModel")
+"""How class names of language models end."""
+
+
+def check_architecture(kind: str, classes: Sequence[str] | None = None) -> None:
+    """Refuse a `model_type` that cannot be captured, or a model with another head than an LM's.
 
     Raises:
         CaptureError: naming the architecture, the reason and what is supported.
     """
-    kind = config.model_type
     if kind in OBSTACLES:
         raise CaptureError(f"'{kind}' models cannot be captured: {OBSTACLES[kind]}")
     if kind not in CAUSAL_LMS and kind not in ENCODERS:
@@ -61,9 +67,23 @@ def check_family(config: PretrainedConfig) -> None:
             f"{', '.join(CAUSAL_LMS)}; encoders: {', '.join(ENCODERS)}; for another, build the "
             "module yourself and pass it with example inputs"
         )
+    if kind in CAUSAL_LMS and classes and not any(c.endswith(LM_HEADS) for c in classes):
+        raise CaptureError(
+            f"a {classes[0]} is no causal language model; of '{kind}', only those can be captured"
+        )
+
+
+def check_config(config: PretrainedConfig) -> None:
+    """Refuse a configuration of a supported architecture that asks for what is not supported.
+
+    Raises:
+        CaptureError: naming what it asks for.
+    """
+    kind = config.model_type
+    check_architecture(kind)
     if getattr(config, "alibi", False):
         raise CaptureError(f"this '{kind}' model cannot be captured: {ALIBI}")
-    for rope in rope_kinds(config):
+    for rope in sorted(rope_kinds(config)):
         if rope not in FIXED_ROPE:
             raise CaptureError(
                 f"the rotary embedding of this '{kind}' model is of the kind '{rope}', whose "

@@ -40,7 +40,7 @@ def kv_attention(
     window: int,
     softcap: float,
 ) -> torch.Tensor:
-    """Stand for `core.ops.attention` in a trace; q, k, v are [1, h, s, d], the result [1, s, h, d]."""
+    """Stand for `core.ops.attention` in a trace: q, k, v [1, h, s, d] → [1, s, h, d]."""
     raise NotImplementedError("kv_attention only marks a place in a graph")
 
 
@@ -60,16 +60,17 @@ def _kv_attention_shape(
     return q.new_empty((b, s, h, v.shape[-1]))
 
 
-class _KvLayer(CacheLayerMixin):
-    """The cache of one layer: two inputs of the graph, which only the attention operator touches."""
+class _KvLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
+    """The cache of one layer: two inputs of the graph, which only the attention touches."""
+
+    keys: torch.Tensor
+    values: torch.Tensor
 
     is_compileable = True
     is_sliding = False
 
-    def __init__(
-        self, keys: torch.Tensor, values: torch.Tensor, position: torch.Tensor
-    ) -> None:
-        super().__init__()
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor, position: torch.Tensor) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
         self.keys, self.values, self.position = keys, values, position
         self.dtype, self.device = keys.dtype, keys.device
         self.is_initialized = True
@@ -100,6 +101,7 @@ class KvCaches(Cache):
         self, pairs: list[tuple[torch.Tensor, torch.Tensor]], position: torch.Tensor
     ) -> None:
         super().__init__(layers=[_KvLayer(k, v, position) for k, v in pairs])
+        self.pairs = pairs
         self.position = position
         self.updated = -1
         self.attended: list[int] = []
@@ -131,7 +133,7 @@ class KvCaches(Cache):
         Raises:
             CaptureError: a layer attends twice, or its keys do not fit its cache.
         """
-        keys, values = self.layers[layer].keys, self.layers[layer].values
+        keys, values = self.pairs[layer]
         expected = (keys.shape[1], keys.shape[3])
         for new, cache in ((k, keys), (v, values)):
             if (new.shape[1], new.shape[3]) != (cache.shape[1], cache.shape[3]):
@@ -143,9 +145,10 @@ class KvCaches(Cache):
             raise CaptureError(f"layer {layer} attends more than once, which cannot be captured")
         self.attended.append(layer)
         scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
-        return torch.ops.qcompiler.kv_attention(
+        out: torch.Tensor = torch.ops.qcompiler.kv_attention(
             q, k, v, keys, values, self.position, scale, window, softcap
         )
+        return out
 
 
 _CURRENT: ContextVar[KvCaches] = ContextVar("caches of the forward pass being traced")

@@ -180,7 +180,7 @@ class _Lifter:
             return self._value(first, env)
         args = self._value(node.args, env)
         kwargs = {k: self._value(v, env) for k, v in node.kwargs.items() if k not in PLACEMENT}
-        val = node.meta.get("val")
+        val: Any = node.meta.get("val")
         if target is torch.ops.qcompiler.kv_attention.default:
             return self._attention(args, val)
         if target in CASTS:
@@ -193,14 +193,16 @@ class _Lifter:
         """Put the body of a `no_grad` or autocast region in its place."""
         name = str(node.target)
         if name not in ("wrap_with_set_grad_enabled", "wrap_with_autocast"):
-            raise CaptureError(f"the model uses {name}, which has no place in a graph {_where(node)}")
+            raise CaptureError(
+                f"the model uses {name}, which has no place in a graph {_where(node)}"
+            )
         place = next(i for i, a in enumerate(node.args) if _is_body(a, env))
         body = env[node.args[place]]  # type: ignore[index]
         nodes = list(body.graph.nodes)
         inner: dict[fx.Node, Any] = {}
         given = node.args[place + 1 :]
         for argument, own in zip(given, [n for n in nodes if n.op == "placeholder"], strict=True):
-            inner[own] = env[argument] if isinstance(argument, fx.Node) else argument  # type: ignore[index]
+            inner[own] = env[argument] if isinstance(argument, fx.Node) else argument
         return self._copy(body, nodes, inner)
 
     def _attention(self, args: Any, val: torch.Tensor) -> fx.Node:
@@ -213,9 +215,7 @@ class _Lifter:
                 self._emit(aten.transpose.int, (part, 1, 2), {}, None, fake.transpose(1, 2))
             )
         kwargs = {"scale": scale, "window": window, "softcap": softcap}
-        return self._emit(
-            ops.attention, (*turned, k_cache, v_cache, position), kwargs, None, val
-        )
+        return self._emit(ops.attention, (*turned, k_cache, v_cache, position), kwargs, None, val)
 
     def _emit(
         self,
@@ -315,12 +315,12 @@ def _keeps(node: fx.Node, first: fx.Node) -> bool:
     if not isinstance(before, torch.Tensor) or not isinstance(after, torch.Tensor):
         return False
     if node.target in CASTS:
-        return before.dtype == after.dtype
+        return bool(before.dtype == after.dtype)
     if node.target in RESHAPES or node.target is aten.expand.default:
         return _same_shape(before, after)
     if node.target is aten.slice.Tensor:
         step = node.args[4] if len(node.args) > 4 else 1
-        return step == 1 and _same_shape(before, after)
+        return bool(step == 1) and _same_shape(before, after)
     return False
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -47,7 +48,9 @@ def build_skeleton(build: Callable[[], Module]) -> Module:
         module = build()
     for name, buffer in module.named_buffers():
         if buffer.is_meta:
-            raise CaptureError(f"{type(module).__name__} leaves its buffer '{name}' without a value")
+            raise CaptureError(
+                f"{type(module).__name__} leaves its buffer '{name}' without a value"
+            )
     return module.eval()
 
 
@@ -78,3 +81,15 @@ def tied_parameters(module: nn.Module) -> dict[str, str]:
             if first.setdefault(id(tensor), name) != name:
                 tied[name] = first[id(tensor)]
     return tied
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Let a module compute as it does when it does not train, and put it back afterwards."""
+    training = [part for part in module.modules() if part.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True

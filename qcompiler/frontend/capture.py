@@ -1,0 +1,162 @@
+"""Turn any model into a program: the one entrance of the frontend."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from torch.export import ExportedProgram
+from transformers import PreTrainedModel
+
+from qcompiler.core.errors import CaptureError, suggest
+from qcompiler.core.program import KvCache, ModelInfo, Program
+from qcompiler.core.weights import TensorSource, WeightSource
+from qcompiler.frontend.causal_lm import capture_causal_lm
+from qcompiler.frontend.checkpoint import Checkpoint, weight_store
+from qcompiler.frontend.families import CAUSAL_LMS, ENCODERS, check_config
+from qcompiler.frontend.gguf_model import open_gguf
+from qcompiler.frontend.hf_folder import open_folder
+from qcompiler.frontend.module import Inputs, capture_encoder, capture_exported, capture_module
+from qcompiler.frontend.packaged import PACKAGED, packaged_file
+from qcompiler.frontend.text import TextInfo, end_tokens_of
+
+MEMORY = "memory"
+"""What a report says of weights that were in memory already."""
+
+_NO_CACHES: tuple[KvCache, ...] = ()
+
+
+def capture(
+    model: str | Path | nn.Module | ExportedProgram,
+    *,
+    example_inputs: Inputs | None = None,
+    dynamic_shapes: Any = None,
+) -> Program:
+    """Capture a model as a float program.
+
+    model: a Hugging Face folder, a GGUF file or a folder that holds one, the name of a packaged
+    model, a module, or an exported program. Language models become one graph for prefill and decode
+    with KV caches as inputs; encoders take ids and a mask; other modules need example inputs, and
+    dynamic shapes as `torch.export.export` takes them if any size is to stay open.
+
+    Raises:
+        CaptureError: the model cannot be found, read or captured; the text says why.
+    """
+    if isinstance(model, str | Path):
+        if example_inputs is not None or dynamic_shapes is not None:
+            raise CaptureError(
+                "example inputs and dynamic shapes go with a module, not with a file"
+            )
+        return _capture_checkpoint(open_model(model))
+    if isinstance(model, ExportedProgram):
+        if example_inputs is not None or dynamic_shapes is not None:
+            raise CaptureError("an exported program already has its inputs and their shapes")
+        return _capture_exported(model)
+    if not isinstance(model, nn.Module):
+        raise CaptureError(
+            f"a {type(model).__name__} is no model; pass a path, the name of a packaged model, a "
+            "torch module or an exported program"
+        )
+    if example_inputs is None:
+        return _capture_checkpoint(_in_memory(model))
+    lifted = capture_module(model, example_inputs, dynamic_shapes)
+    state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    name = type(model).__name__
+    return Program(
+        graph=lifted.graph,
+        weights=weight_store(lifted, TensorSource(state), model, name),
+        info=ModelInfo(name=name, kind="module", architecture=name, source=MEMORY),
+    )
+
+
+def open_model(model: str | Path) -> Checkpoint:
+    """Find a model by path or by the name of a packaged one, and open it without reading weights.
+
+    Raises:
+        CaptureError: there is no such thing, or it cannot be read.
+    """
+    path = Path(model).expanduser()
+    if str(model) in PACKAGED and not path.exists():
+        return replace(open_gguf(packaged_file(str(model))), name=str(model))
+    if path.is_file():
+        if path.suffix == ".safetensors":
+            raise CaptureError(f"{path} holds weights alone; pass its folder, with its config.json")
+        return open_gguf(path)
+    if not path.is_dir():
+        raise CaptureError(_not_found(str(model)))
+    files = sorted(path.glob("*.gguf"))
+    if (path / "config.json").is_file() or not files:
+        return open_folder(path)
+    if len(files) > 1:
+        raise CaptureError(
+            f"{path} holds {len(files)} GGUF files ({files[0].name}, {files[1].name}, …); pass one"
+        )
+    return open_gguf(files[0])
+
+
+def _not_found(name: str) -> str:
+    looks_like_path = "/" in name or "." in name
+    if looks_like_path:
+        return f"there is no file or folder {name}; models are not downloaded"
+    return f"there is no file or folder '{name}', and {suggest('packaged model', name, PACKAGED)}"
+
+
+def _in_memory(module: nn.Module) -> Checkpoint:
+    if not isinstance(module, PreTrainedModel):
+        raise CaptureError(
+            f"{type(module).__name__} needs example inputs to be captured; pass example_inputs"
+        )
+    check_config(module.config)
+    if module.config.model_type in CAUSAL_LMS and _head(module) is None:
+        raise CaptureError(
+            f"{type(module).__name__} has no language model's head; pass the ForCausalLM model, or "
+            "example inputs to capture it as a plain module"
+        )
+    source: WeightSource = TensorSource(
+        {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    )
+    name = type(module).__name__
+    ends = TextInfo(end_tokens=end_tokens_of(module))
+    return Checkpoint(name=name, place=name, model=module, weights=source, source=MEMORY, text=ends)
+
+
+def _head(module: PreTrainedModel) -> object:
+    return module.get_output_embeddings()  # type: ignore[no-untyped-call]
+
+
+def _capture_checkpoint(checkpoint: Checkpoint) -> Program:
+    model, config, text = checkpoint.model, checkpoint.model.config, checkpoint.text
+    if config.model_type in ENCODERS:
+        lifted, kv = capture_encoder(model), _NO_CACHES
+    else:
+        lifted, kv = capture_causal_lm(model)
+    return Program(
+        graph=lifted.graph,
+        weights=weight_store(lifted, checkpoint.weights, model, checkpoint.place),
+        info=ModelInfo(
+            name=checkpoint.name,
+            kind="causal-lm" if kv else "module",
+            architecture=config.model_type,
+            vocab_size=config.vocab_size,
+            max_context=config.max_position_embeddings,
+            kv=kv,
+            end_tokens=text.end_tokens,
+            begin_token=text.begin_token,
+            tokenizer_json=text.tokenizer_json,
+            chat_template=text.chat_template,
+            source=checkpoint.source,
+        ),
+    )
+
+
+def _capture_exported(exported: ExportedProgram) -> Program:
+    lifted = capture_exported(exported)
+    name = "ExportedProgram"
+    state = {**exported.state_dict, **exported.tensor_constants}
+    return Program(
+        graph=lifted.graph,
+        weights=weight_store(lifted, TensorSource(state), nn.Module(), name),
+        info=ModelInfo(name=name, kind="module", architecture=name, source=MEMORY),
+    )
