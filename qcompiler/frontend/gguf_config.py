@@ -86,10 +86,11 @@ def gguf_config(file: GgufFile) -> PretrainedConfig:
         raise CaptureError(
             f"{file.path} holds a '{file.architecture}' model with experts, which cannot be read"
         )
-    settings = _common(metadata) | EXTRA.get(file.architecture, lambda _: {})(metadata)
-    for_model: Any = AutoConfig.for_model
+    extra = EXTRA.get(file.architecture)
+    settings = _common(metadata) | (extra(metadata) if extra is not None else {})
+    kind = MODEL_TYPES[file.architecture]
     try:
-        config: PretrainedConfig = for_model(MODEL_TYPES[file.architecture], **settings)
+        config: PretrainedConfig = AutoConfig.for_model(kind, **settings)
     except (ValueError, TypeError, KeyError) as error:
         raise CaptureError(f"{file.path} describes a model that makes no sense: {error}") from error
     return config
