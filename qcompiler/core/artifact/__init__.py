@@ -1,0 +1,55 @@
+"""An artifact: its manifest, its weights file and its folder on disk.
+
+Imports numpy and the standard library only, since everything that runs an artifact starts here.
+"""
+
+from __future__ import annotations
+
+from qcompiler.core.artifact.folder import (
+    MANIFEST,
+    WEIGHTS,
+    check_destination,
+    read_manifest,
+    verify_files,
+    write_artifact,
+)
+from qcompiler.core.artifact.manifest import (
+    SCHEMA,
+    CacheSpec,
+    EntryFunction,
+    FileRecord,
+    KernelChoice,
+    Manifest,
+    ModelFacts,
+    Plain,
+    TargetFacts,
+    TensorSpec,
+    from_json,
+    to_json,
+)
+from qcompiler.core.artifact.weights import ALIGNMENT, encode_weights, read_weights, spec_bytes
+
+__all__ = [
+    "ALIGNMENT",
+    "MANIFEST",
+    "SCHEMA",
+    "WEIGHTS",
+    "CacheSpec",
+    "EntryFunction",
+    "FileRecord",
+    "KernelChoice",
+    "Manifest",
+    "ModelFacts",
+    "Plain",
+    "TargetFacts",
+    "TensorSpec",
+    "check_destination",
+    "encode_weights",
+    "from_json",
+    "read_manifest",
+    "read_weights",
+    "spec_bytes",
+    "to_json",
+    "verify_files",
+    "write_artifact",
+]

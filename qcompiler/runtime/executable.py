@@ -1,0 +1,133 @@
+"""The machine code of an artifact, loaded and ready to call."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import importlib.util
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qcompiler.core.artifact import Manifest, TensorSpec
+from qcompiler.core.errors import ArtifactError, UsageError
+from qcompiler.runtime.ffi import bindings
+from qcompiler.runtime.tensors import to_ffi
+from qcompiler.runtime.workers import Workers
+
+LIBRARY = "model.so"
+RUNTIME = "lib/libtvm_runtime.so"
+
+# DLPack's device type, its number, and TVM's kind of allocator: malloc. The other, a pool, is no
+# faster and keeps buffers for every length of prompt it has ever seen.
+_CPU, _DEVICE, _ALLOCATOR = 1, 0, 1
+
+_loaded: dict[str, list[str]] = {}
+
+
+class Executable:
+    """Functions of an artifact together with their weights. One thread calls at a time."""
+
+    def __init__(
+        self, folder: Path, manifest: Manifest, weights: dict[str, np.ndarray], workers: Workers
+    ) -> None:
+        """Load the machine code of the artifact in `folder`, whose files have been verified.
+
+        Raises ArtifactError when the code cannot be loaded or does not fit the manifest.
+        """
+        self.workers = workers
+        self._lock = threading.Lock()
+        ffi = bindings()
+        _load_runtime(folder / RUNTIME, manifest.files[RUNTIME].sha256)
+        try:
+            path = _fresh_path(folder / LIBRARY, manifest.files[LIBRARY].sha256)
+            machine = ffi.load_module(path, keep_module_alive=False)["vm_load_executable"]()
+            machine["vm_initialization"](_CPU, _DEVICE, _ALLOCATOR)
+            self._functions: dict[str, Any] = {name: machine[name] for name in manifest.functions}
+        except (RuntimeError, AttributeError, OSError) as error:
+            first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+            raise ArtifactError(
+                f"{folder / LIBRARY} cannot be loaded ({first}); compile the model again"
+            ) from None
+        self._weights: Any = ffi.Array([to_ffi(_fitting(weights, s)) for s in manifest.weights])
+
+    def call(self, name: str, *arguments: Any) -> Any:
+        """Call a function on tensors, and tuples of them as ffi arrays; its weights are added."""
+        with self._lock:
+            if self._weights is None:
+                raise UsageError("the model has been closed; load it again")
+            self.workers.prepare()
+            return self._functions[name](*arguments, self._weights)
+
+    def close(self) -> None:
+        """Free the weights and the code."""
+        with self._lock:
+            self._weights = None
+            self._functions = {}
+
+
+def _load_runtime(library: Path, sha256: str) -> None:
+    """Load TVM's runtime library, once for the process.
+
+    Two copies of it in one process would abort the process. So one that is loaded already, by the
+    compiler or another artifact, is used if it is the same, and so is the compiler's copy where the
+    compiler is installed and may be imported later.
+    """
+    if bindings().get_global_func("runtime.config_threadpool", allow_missing=True) is not None:
+        if sha256 not in map(_hash, _mapped(library.name)):
+            raise ArtifactError(
+                "this process runs another version of TVM than the artifact is compiled with; "
+                "load the artifact in a process of its own, or compile the model again"
+            )
+        return
+    wheel = importlib.util.find_spec("tvm")
+    for folder in wheel.submodule_search_locations or () if wheel else ():
+        twin = Path(folder) / "lib" / library.name
+        if twin.is_file() and _hash(twin) == sha256:
+            library = twin
+    try:
+        ctypes.CDLL(os.fspath(library.absolute()), ctypes.RTLD_GLOBAL)
+    except OSError as error:
+        raise ArtifactError(
+            f"{library} cannot be loaded ({error}); compile the model again, or install the "
+            "version of apache-tvm-ffi that its manifest names"
+        ) from None
+
+
+def _mapped(name: str) -> set[Path]:
+    """Return the files of that name that are mapped into this process."""
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    paths = (Path(line.split(maxsplit=5)[-1]) for line in lines if line.endswith(name))
+    return {path for path in paths if path.is_file()}
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _fresh_path(library: Path, sha256: str) -> str:
+    """Return a path to a library that this process has not loaded other code by.
+
+    The dynamic loader knows a library by its path, and would run the old code of an artifact that
+    was compiled again into the same folder; as many './' as there were versions tell them apart.
+    """
+    versions = _loaded.setdefault(os.fspath(library.absolute()), [])
+    if sha256 not in versions:
+        versions.append(sha256)
+    return f"{library.parent.absolute()}/{'./' * versions.index(sha256)}{library.name}"
+
+
+def _fitting(weights: dict[str, np.ndarray], spec: TensorSpec) -> np.ndarray:
+    """Return the weight that `spec` asks for; ArtifactError when the file has none such."""
+    array = weights.get(spec.name)
+    if array is None or (array.dtype.name, array.shape) != (spec.dtype, spec.shape):
+        found = "no such tensor" if array is None else f"{array.dtype.name} {list(array.shape)}"
+        raise ArtifactError(
+            f"the artifact's weights do not fit its manifest: {spec.name} should be "
+            f"{spec.dtype} {list(spec.shape)}, but there is {found}; compile the model again"
+        )
+    return array
