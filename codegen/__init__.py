@@ -1,1 +1,1 @@
-"""Code generation: legal programs to machine code, through TVM."""
+"""Code generation of qcompiler: legal programs to machine code, through TVM."""

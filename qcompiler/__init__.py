@@ -80,10 +80,12 @@ def __dir__() -> list[str]:
 def _refuse_strangers() -> None:
     """Raise ImportError if one of our sibling packages is another distribution's.
 
-    `passes`, `codegen` and `targets` are names that others use too; whichever folder comes first on
-    the path wins, and would be imported in place of ours.
+    `passes`, `codegen` and `targets` are names that others use too. Whichever folder comes first on
+    the path wins, and would be imported in place of ours; and pip lets one distribution write over
+    the files of another.
     """
     root = os.path.realpath(os.path.join(os.path.dirname(__file__), os.pardir))  # noqa: PTH118, PTH120
+    way_out = "install qcompiler in a virtual environment of its own"
     for name in ("passes", "codegen", "targets"):
         module = sys.modules.get(name)
         spec = module.__spec__ if module else PathFinder.find_spec(name)
@@ -93,9 +95,16 @@ def _refuse_strangers() -> None:
         if os.path.realpath(found) != os.path.join(root, name):  # noqa: PTH118
             raise ImportError(
                 f"the package '{name}' that qcompiler needs is hidden by another one of that name "
-                f"in {found}; remove that one, or install qcompiler in a virtual environment of "
-                "its own"
+                f"in {found}; remove that one, or {way_out}"
             )
+        if spec.origin is None:
+            continue
+        with open(spec.origin, "rb") as file:  # noqa: PTH123
+            if b"qcompiler" not in file.read():
+                raise ImportError(
+                    f"another distribution has written over qcompiler's file {spec.origin}; "
+                    + way_out
+                )
 
 
 _refuse_strangers()

@@ -6,6 +6,7 @@ import ast
 import os
 import re
 import resource
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -90,6 +91,17 @@ def test_a_stranger_that_was_imported_first_is_named(tmp_path: Path) -> None:
     )
     done = python(code)
     assert f"hidden by another one of that name in {tmp_path / 'passes.py'}" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["passes", "codegen", "targets"])
+def test_a_stranger_in_our_own_folder_is_named(name: str, tmp_path: Path) -> None:
+    for package in PACKAGES:
+        (tmp_path / package).mkdir()
+        shutil.copy(ROOT / package / "__init__.py", tmp_path / package)
+    (tmp_path / name / "__init__.py").write_text("VERSION = 3\n")
+    done = python(f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import qcompiler")
+    file = tmp_path / name / "__init__.py"
+    assert f"another distribution has written over qcompiler's file {file}" in done.stderr
 
 
 def test_a_folder_without_code_hides_nothing(tmp_path: Path) -> None:

@@ -5,8 +5,8 @@ table holds are the options of that pass:
 
     target = "native"
     [[pass]]
-    name = "quantize-rtn"
-    clip_quantile = 0.999
+    name = "legalize"
+    widen = true
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ def _step(
         if not _OPTION_NAME.fullmatch(key):
             raise ConfigError(
                 f"{source}: step {number} '{name}': '{key}' is no option name; "
-                "those are lower-case words joined by '_', such as 'clip_quantile'"
+                "those are lower-case words joined by '_'"
             )
     return StepConfig(name=name, options=options)
 
@@ -153,7 +153,7 @@ def parse_setting(text: str) -> tuple[str, str, Any]:
     name, dot, option = place.strip().partition(".")
     if not (equals and dot and _PASS_NAME.fullmatch(name) and _OPTION_NAME.fullmatch(option)):
         raise ConfigError(
-            f"--set {text}: write PASS.OPTION=VALUE, for instance quantize-rtn.clip_quantile=0.999"
+            f"--set {text}: write PASS.OPTION=VALUE, for instance legalize.widen=true"
         )
     written = written.strip()
     try:
