@@ -42,7 +42,7 @@ class ProgramBuilder:
         """Add an input; a size written as a letter may be any number, the same for each letter."""
         node = self.graph.placeholder(name)
         sizes = [self._example(size) if isinstance(size, str) else size for size in shape]
-        dynamic = [DimDynamic.DYNAMIC if isinstance(n, str) else DimDynamic.STATIC for n in shape]
+        dynamic = [DimDynamic.DUCK if isinstance(n, str) else DimDynamic.STATIC for n in shape]
         node.meta["val"] = self._mode.from_tensor(
             torch.empty(sizes, dtype=dtype),
             symbolic_context=StatelessSymbolicContext(dynamic_sizes=dynamic),

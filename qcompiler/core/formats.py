@@ -57,6 +57,23 @@ class TensorFormat:
                 "for instance 32, 64 or 128"
             )
 
+    def __str__(self) -> str:
+        """Say the format in short.
+
+        >>> str(TensorFormat(bits=4, granularity=PerGroup(32), symmetric=False))
+        'uint4 per 32'
+        """
+        match self.granularity:
+            case PerGroup(size):
+                shared = str(size)
+            case PerChannel():
+                shared = "channel"
+            case PerToken():
+                shared = "token"
+            case PerTensor():
+                shared = "tensor"
+        return f"{'' if self.symmetric else 'u'}int{self.bits} per {shared}"
+
     @property
     def code_range(self) -> tuple[int, int]:
         """Smallest and largest code.
@@ -118,16 +135,25 @@ class QuantScheme:
             )
         group = PerGroup(int(match["g"])) if match["g"] else None
         if match["t"] and not (group and match["a"]):
-            raise ConfigError(f"'{text}': 't' needs both a group and activation bits, as in w4a8g64t")
+            raise ConfigError(
+                f"'{text}': 't' needs both a group and activation bits, as in w4a8g64t"
+            )
         weight = TensorFormat(
             bits=int(match["w"]), granularity=group or PerChannel(), symmetric=not match["z"]
         )
         if match["a"] is None:
             return cls(weight)
         if match["a"] != "8":
-            raise ConfigError(f"'{text}': activations have 8 bits or stay float; write a8 or leave it out")
+            raise ConfigError(
+                f"'{text}': activations have 8 bits or stay float; write a8 or leave it out"
+            )
         per_token = group is None or bool(match["t"])
-        return cls(weight, TensorFormat(bits=8, granularity=PerToken() if per_token else group or PerToken(), scale_bits=32))
+        return cls(
+            weight,
+            TensorFormat(
+                bits=8, granularity=PerToken() if per_token else group or PerToken(), scale_bits=32
+            ),
+        )
 
     def __str__(self) -> str:
         text = f"w{self.weight.bits}"

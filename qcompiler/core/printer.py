@@ -37,6 +37,7 @@ class _Printer:
     def __init__(self) -> None:
         self.names: dict[fx.Node, str] = {}
         self.symbols: dict[str, str] = {}
+        self.count = 0
 
     def line(self, node: fx.Node) -> str | None:
         if node.op == "get_attr":
@@ -47,10 +48,13 @@ class _Printer:
         if node.op == "placeholder":
             self.names[node] = f"%{node.target}"
             return f"input %{node.target}: {self.type(node)}"
-        self.names[node] = f"%{sum(name[1:].isdigit() for name in self.names.values())}"
+        self.names[node] = f"%{self.count}"
+        self.count += 1
         arguments = [self.text(a) for a in node.args]
         arguments += [f"{k}={self.text(v)}" for k, v in node.kwargs.items()]
-        return f"{self.names[node]} = {target_name(node)}({', '.join(arguments)}): {self.type(node)}"
+        return (
+            f"{self.names[node]} = {target_name(node)}({', '.join(arguments)}): {self.type(node)}"
+        )
 
     def type(self, node: fx.Node) -> str:
         return self.shape(node.meta.get("val"))

@@ -11,9 +11,7 @@ from qcompiler.core.formats import TensorFormat
 from qcompiler.core.qtensor import QuantizedTensor
 
 
-def quantize_activation(
-    x: torch.Tensor, form: TensorFormat
-) -> tuple[torch.Tensor, torch.Tensor]:
+def quantize_activation(x: torch.Tensor, form: TensorFormat) -> tuple[torch.Tensor, torch.Tensor]:
     """Quantise activations as they arrive: symmetric, scale = max|x| / 127 per token or group.
 
     x: [..., k] float32. Returns codes [..., k] int8 and scales [..., g] float32. Rounding is to

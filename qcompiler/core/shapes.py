@@ -7,6 +7,7 @@ a node; one of aten's is run on fake tensors.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -22,19 +23,20 @@ Tensor = torch.Tensor
 
 
 def infer(target: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Return what `target` gives for arguments whose nodes carry their values in `meta["val"]`."""
+    """Return what `target` gives for arguments whose nodes carry their values in `meta["val"]`.
+
+    A target without tensor arguments, such as arange, needs `faking` around the call.
+    """
     plain, named = fx.node.map_arg((args, kwargs), lambda node: node.meta["val"])
-    mode = fake_mode(plain, named)
-    if mode is None:  # arithmetic on symbolic sizes
-        return target(*plain, **named)
-    with mode:
+    with _mode(plain, named) or nullcontext():
         return RULES.get(target, target)(*plain, **named)
 
 
 def add_call(graph: fx.Graph, target: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
     """Add a call at the graph's insertion point, with its shape."""
     node = graph.call_function(target, args, kwargs)
-    node.meta["val"] = infer(target, *args, **kwargs)
+    with faking(graph):
+        node.meta["val"] = infer(target, *args, **kwargs)
     return node
 
 
@@ -44,13 +46,17 @@ def add_weight(graph: fx.Graph, weights: WeightStore, name: str) -> fx.Node:
     A quantised weight has the shape of the float32 matrix that it stands for.
     """
     node = graph.create_node("get_attr", name)
-    inputs = [n.meta["val"] for n in graph.nodes if n.op == "placeholder"]
-    with fake_mode(inputs) or FakeTensorMode():
+    with faking(graph):
         node.meta["val"] = torch.empty(weights.shape(name), dtype=torch.float32)
     return node
 
 
-def fake_mode(*values: Any) -> FakeTensorMode | None:
+def faking(graph: fx.Graph) -> AbstractContextManager[Any]:
+    """Return the context in which new tensors are fakes like those of the graph's inputs."""
+    return _mode([n.meta["val"] for n in graph.nodes if n.op == "placeholder"]) or FakeTensorMode()
+
+
+def _mode(*values: Any) -> FakeTensorMode | None:
     """Return the mode that the first fake tensor anywhere in `values` belongs to."""
     for leaf in _pytree.tree_leaves(values):
         if isinstance(leaf, FakeTensor):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -12,20 +11,11 @@ from torch import fx
 from qcompiler.core import ops
 from qcompiler.core.errors import VerifyError
 from qcompiler.core.formats import QuantScheme
+from qcompiler.core.legal import PYTHON_OPS, has_lowering
 from qcompiler.core.printer import target_name
 from qcompiler.core.program import Program, operator_name, weight_of
 from qcompiler.core.qtensor import QuantizedTensor
 from qcompiler.core.stage import Stage
-
-aten = torch.ops.aten
-
-PYTHON_OPS = frozenset(
-    {operator.add, operator.sub, operator.mul, operator.floordiv, operator.mod, operator.neg, operator.getitem}
-)
-"""Arithmetic on symbolic sizes, and picking one of several results."""
-
-FUSED_AWAY = frozenset({ops.quantized_linear})
-"""Operators that legalize splits, so that codegen never sees them."""
 
 
 def verify(program: Program) -> None:
@@ -46,10 +36,18 @@ def verify_float(program: Program) -> None:
         if node.op in ("placeholder", "output"):
             continue
         if node.op == "get_attr":
-            _require(str(node.target) in program.weights, f"@{node.target}", "is not in the weight store")
+            _require(
+                str(node.target) in program.weights, f"@{node.target}", "is not in the weight store"
+            )
             continue
-        _require(node.op == "call_function", node.name, f"is a {node.op}; only functions may be called")
-        _require(_known(node), node.name, f"calls {target_name(node)}, which is no operator of the compiler")
+        _require(
+            node.op == "call_function", node.name, f"is a {node.op}; only functions may be called"
+        )
+        _require(
+            _known(node),
+            node.name,
+            f"calls {target_name(node)}, which is no operator of the compiler",
+        )
         _require("val" in node.meta, node.name, "has no shape (meta['val'])")
     for node in program.graph.nodes:
         if node.target in (ops.attention, ops.rope_attention):
@@ -74,23 +72,34 @@ def verify_quantized(program: Program) -> None:
     """Check in addition that planned operators are quantised, as planned, and no others are."""
     verify_planned(program)
     for node in program.graph.nodes:
+        if node.target in (ops.linear, ops.embedding):
+            name = operator_name(str(weight_of(node)))
+            _require(name not in program.plan, node.name, f"is float, but the plan names {name}")
         if node.target not in (ops.quantized_linear, ops.quantized_matmul, ops.quantized_embedding):
             continue
-        name = weight_of(node)
-        _require(name is not None, node.name, "multiplies by a computed weight")
-        weight = program.weights.get(str(name))
-        _require(isinstance(weight, QuantizedTensor), node.name, f"reads @{name}, which is not quantised")
+        stored = weight_of(node)
+        if stored is None:
+            raise VerifyError(f"{node.name} multiplies by a computed weight")
+        weight = program.weights.get(stored)
+        if not isinstance(weight, QuantizedTensor):
+            raise VerifyError(f"{node.name} reads @{stored}, which is not quantised")
         scheme = QuantScheme.parse(str(node.kwargs["scheme"]))
-        _require(weight.format == scheme.weight, node.name, f"says {scheme} but @{name} is {weight.format}")
-        planned = program.plan.get(operator_name(str(name)))
-        _require(planned == scheme, node.name, f"says {scheme} but the plan says {planned}")
+        _require(
+            weight.format == scheme.weight,
+            node.name,
+            f"says {scheme}, but @{stored} is {weight.format}",
+        )
+        planned = program.plan.get(operator_name(stored))
+        _require(planned == scheme, node.name, f"says {scheme}, but the plan says {planned}")
 
 
 def verify_legal(program: Program) -> None:
     """Check in addition that only operators with a lowering are left."""
     verify_quantized(program)
     for node in program.graph.nodes:
-        _require(node.target not in FUSED_AWAY, node.name, "should have been split by legalize")
+        if node.op == "call_function":
+            why = f"calls {target_name(node)}, which legalize should have replaced or refused"
+            _require(has_lowering(node.target), node.name, why)
 
 
 VERIFIERS: dict[Stage, Callable[[Program], None]] = {

@@ -1,0 +1,29 @@
+"""The passes: each in a file of its name, all of them in one table."""
+
+from __future__ import annotations
+
+from passes.canonicalize import Canonicalize
+from passes.fuse_epilogue import FuseEpilogue
+from passes.fuse_gate_up import FuseGateUp
+from passes.fuse_norm import FuseNorm
+from passes.fuse_qkv import FuseQkv
+from passes.fuse_rope import FuseRope
+from passes.legalize import Legalize
+from passes.quantize_rtn import QuantizeRtn
+from passes.set_bits import SetBits
+from qcompiler.core.pass_base import Pass
+
+PASSES: tuple[type[Pass], ...] = (
+    Canonicalize,
+    SetBits,
+    QuantizeRtn,
+    FuseQkv,
+    FuseGateUp,
+    FuseEpilogue,
+    FuseRope,
+    FuseNorm,
+    Legalize,
+)
+"""Every pass there is, in the order in which pipelines usually have them."""
+
+__all__ = ["PASSES"]

@@ -1,0 +1,131 @@
+"""The operators that code generation takes; `legalize` refuses a program with others."""
+
+from __future__ import annotations
+
+import operator
+
+import torch
+
+from qcompiler.core import ops
+
+aten = torch.ops.aten
+
+PYTHON_OPS = frozenset(
+    {
+        operator.add,
+        operator.sub,
+        operator.mul,
+        operator.floordiv,
+        operator.mod,
+        operator.neg,
+        operator.getitem,
+    }
+)
+"""Arithmetic on symbolic sizes, and picking one of several results."""
+
+FUSED_AWAY = frozenset({ops.quantized_linear})
+"""Operators that legalize splits, so that code generation never sees them."""
+
+LEGAL_ATEN = frozenset(
+    {
+        # arithmetic, one number at a time
+        aten.add.Tensor,
+        aten.add.Scalar,
+        aten.sub.Tensor,
+        aten.sub.Scalar,
+        aten.mul.Tensor,
+        aten.mul.Scalar,
+        aten.div.Tensor,
+        aten.div.Scalar,
+        aten.maximum.default,
+        aten.minimum.default,
+        aten.pow.Tensor_Scalar,
+        aten.neg.default,
+        aten.rsqrt.default,
+        aten.sqrt.default,
+        aten.exp.default,
+        aten.cos.default,
+        aten.sin.default,
+        aten.tanh.default,
+        aten.sigmoid.default,
+        aten.silu.default,
+        aten.gelu.default,
+        aten.relu.default,
+        # comparisons, logic and choices
+        aten.eq.Scalar,
+        aten.eq.Tensor,
+        aten.ne.Scalar,
+        aten.lt.Tensor,
+        aten.lt.Scalar,
+        aten.le.Tensor,
+        aten.gt.Tensor,
+        aten.gt.Scalar,
+        aten.ge.Tensor,
+        aten.ge.Scalar,
+        aten.logical_and.default,
+        aten.logical_not.default,
+        aten.bitwise_and.Tensor,
+        aten.bitwise_not.default,
+        aten.where.self,
+        aten.where.ScalarOther,
+        aten.where.ScalarSelf,
+        aten.where.Scalar,
+        aten.masked_fill.Scalar,
+        # shapes, copies and casts
+        aten.view.default,
+        aten.reshape.default,
+        aten._unsafe_view.default,
+        aten.flatten.using_ints,
+        aten.unsqueeze.default,
+        aten.squeeze.default,
+        aten.squeeze.dim,
+        aten.squeeze.dims,
+        aten.transpose.int,
+        aten.permute.default,
+        aten.t.default,
+        aten.expand.default,
+        aten.contiguous.default,
+        aten.clone.default,
+        aten.alias.default,
+        aten.detach.default,
+        aten.to.dtype,
+        aten.to.dtype_layout,
+        aten._to_copy.default,
+        aten.sym_size.int,
+        # parts and places
+        aten.slice.Tensor,
+        aten.select.int,
+        aten.split.Tensor,
+        aten.split_with_sizes.default,
+        aten.chunk.default,
+        aten.cat.default,
+        aten.index.Tensor,
+        aten.index_select.default,
+        # made from nothing
+        aten.arange.default,
+        aten.arange.start,
+        aten.arange.start_step,
+        aten.full.default,
+        aten.zeros.default,
+        aten.ones.default,
+        aten.zeros_like.default,
+        aten.ones_like.default,
+        # reductions and products
+        aten.mean.dim,
+        aten.sum.dim_IntList,
+        aten.amax.default,
+        aten.softmax.int,
+        aten._softmax.default,
+        aten.matmul.default,
+        aten.bmm.default,
+        aten.mm.default,
+    }
+)
+"""Kept in step with the table of lowerings, which a test compares."""
+
+
+def has_lowering(target: object) -> bool:
+    """Tell whether code generation takes calls of `target`."""
+    if target in FUSED_AWAY:
+        return False
+    return target in ops.OPS or target in PYTHON_OPS or target in LEGAL_ATEN
