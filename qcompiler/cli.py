@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -289,6 +290,9 @@ def _terminate(signum: int, frame: object) -> None:
 
 def entry() -> None:
     """Start from a shell."""
+    if not sys.warnoptions:
+        # What libraries tell developers is no help to a user of ours.
+        warnings.simplefilter("ignore")
     signal.signal(signal.SIGTERM, _terminate)
     sys.exit(main())
 
