@@ -63,7 +63,7 @@ def test_a_file_becomes_a_target_and_steps(tmp_path: Path) -> None:
         ("pass = ['legalize']", r"write each step as a table that \[\[pass\]\] opens"),
         (
             "tarqet = 'native'\n[[pass]]\nname = 'legalize'",
-            r"^mine\.toml: unknown key 'tarqet'; did you mean 'target'\? known: target, summary, \[\[pass",
+            r"^mine\.toml: unknown key 'tarqet'; did you mean 'target'\? known: target, summary,",
         ),
         ("[[passes]]\nname = 'legalize'", r"unknown key 'passes'; did you mean 'pass'\?"),
         ("[[pass]]\nnmae = 'legalize'", r"step 1 has no name; did you mean 'name' by 'nmae'\?"),
