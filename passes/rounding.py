@@ -5,6 +5,7 @@ Shape letters: `n` rows (output features), `k` entries in a row, `g` groups of t
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -55,7 +56,7 @@ def round_to_nearest(
         rows = slice(start, start + step)
         grouped = group_rows(weight[rows].to(torch.float32), form)
         low, high = grouped.amin(2), grouped.amax(2)
-        if not bool(torch.isfinite(torch.stack((low, high))).all()):
+        if not (math.isfinite(low.min()) and math.isfinite(high.max())):
             raise QCompilerError("it has entries that are infinite or not a number")
         if zero is None:
             scale[rows] = symmetric_scale(low, high, form, span=span)
@@ -71,8 +72,9 @@ def group_rows(rows: torch.Tensor, form: TensorFormat) -> torch.Tensor:
     """Split rows [n, k] into groups [n, g, size], a short last one filled with zeros."""
     k = rows.shape[1]
     size, groups = form.group_size(k), form.groups(k)
-    padded = torch.nn.functional.pad(rows, (0, groups * size - k))
-    return padded.reshape(-1, groups, size)
+    if groups * size != k:
+        rows = torch.nn.functional.pad(rows, (0, groups * size - k))
+    return rows.reshape(-1, groups, size)
 
 
 def symmetric_scale(

@@ -44,9 +44,8 @@ def _load(point: EntryPoint, owner: str) -> type[Pass]:
     try:
         step = point.load()
     except Exception as error:  # whatever a stranger's module does when it is imported
-        raise ConfigError(
-            f"{where} cannot be loaded ({type(error).__name__}: {error}); mend or uninstall {owner}"
-        ) from error
+        why = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ConfigError(f"{where} cannot be loaded ({why}); mend or uninstall {owner}") from error
     if not (isinstance(step, type) and issubclass(step, Pass) and dataclasses.is_dataclass(step)):
         raise ConfigError(f"{where} is no pass: it must be a dataclass derived from Pass")
     if getattr(step, "name", None) != point.name:
@@ -84,13 +83,13 @@ def _build(cls: type[Any], options: Mapping[str, Any], where: str) -> Any:
     """Make a dataclass from a table; `where` is the path that leads to it, for messages."""
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
     hints = get_type_hints(cls)
-    inside = f" in {where}" if where else ""
+    of = f" of {where}" if where else ""
     values = {}
     for option, value in options.items():
         if option not in fields:
             if not fields:
-                raise ConfigError(f"there is no option '{option}'{inside}: it takes none")
-            raise ConfigError(suggest("option", option, fields) + inside)
+                raise ConfigError(f"there is no option '{option}'{of}: it takes none")
+            raise ConfigError(suggest(f"option{of}", option, fields))
         place = f"{where}.{option}" if where else option
         values[option] = _convert(value, hints[option], place)
     missing = [
@@ -101,7 +100,7 @@ def _build(cls: type[Any], options: Mapping[str, Any], where: str) -> Any:
         and f.default_factory is dataclasses.MISSING
     ]
     if missing:
-        raise ConfigError(f"the option '{missing[0]}' is missing{inside}")
+        raise ConfigError(f"the option '{missing[0]}'{of} is missing")
     try:
         return cls(**values)
     except ConfigError as error:
