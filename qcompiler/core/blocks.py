@@ -1,8 +1,10 @@
 """Find the repeated decoder layers of a model in its graph.
 
-The graph in topological order is read as a string of labels (operator and shapes); the layers are
-its longest tandem repeat. Cut points are placed where the fewest values cross, and blocks whose
-Weisfeiler-Lehman hashes (operator, attributes, shapes) agree share one kind.
+The nodes that use weights or caches, in topological order, are read as a string of labels (operator
+and shapes); the layers are its longest tandem repeat. They are cut where the fewest values cross,
+and blocks whose Weisfeiler-Lehman hashes (operators, attributes, shapes, and how all is connected)
+agree share one kind. What uses no weight may differ from layer to layer: SmolLM3 leaves the rotary
+embedding out of every fourth.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import numpy as np
 import torch
 from torch import fx
 
+from qcompiler.core import ops
 from qcompiler.core.printer import target_name
 from qcompiler.core.program import Block
 
@@ -21,26 +24,43 @@ from qcompiler.core.program import Block
 def find_blocks(graph: fx.Graph) -> tuple[Block, ...]:
     """Return the repeated blocks of `graph` in order, or nothing when it does not repeat itself."""
     nodes = [n for n in graph.nodes if n.op == "call_function"]
-    labels = [_label(n, attributes=False) for n in nodes]
+    anchors = [i for i, node in enumerate(nodes) if _is_anchor(node)]
+    labels = [_label(nodes[i], attributes=False) for i in anchors]
     numbers = {label: i for i, label in enumerate(dict.fromkeys(labels))}
     found = _tandem_repeat(np.array([numbers[label] for label in labels]))
     if found is None:
         return ()
     first, period, run = found
     count = run // period
-    slack = run - count * period
-    start = min(range(first, first + slack + 1), key=lambda s: (_crossing(nodes, s, period), s))
+    crossing = _crossing(nodes)
+    # Where the second block may begin: anywhere after the anchor before its first one.
+    seconds = range(first + period, first + run - (count - 1) * period + 1)
+    cut, second = min(
+        ((cut, i) for i in seconds for cut in range(anchors[i - 1] + 1, anchors[i] + 1)),
+        key=lambda place: (crossing[place[0]], -place[0]),
+    )
+    start = second - period
+    before, after = anchors[second] - cut, cut - anchors[second - 1]
+    ends = [anchors[start + (i + 1) * period - 1] + after for i in range(count)]
+    starts = [anchors[start] - before, *ends]
     blocks = []
-    for index in range(count):
-        part = nodes[start + index * period : start + (index + 1) * period]
+    for index, (begin, end) in enumerate(zip(starts, ends, strict=False)):
+        part = nodes[begin:end]
         blocks.append(Block(index, _kind(part), tuple(n.name for n in part)))
     return tuple(blocks)
 
 
+def _is_anchor(node: fx.Node) -> bool:
+    """Tell whether a node reads a weight or a cache."""
+    if node.target in (ops.attention, ops.rope_attention):
+        return True
+    return any(source.op == "get_attr" for source in node.all_input_nodes)
+
+
 def _tandem_repeat(labels: np.ndarray[Any, Any]) -> tuple[int, int, int] | None:
-    """Return (start, period, length) of the repeat that covers most, at the shortest period that does."""
+    """Return (start, period, length) of the repeat that covers most, of the shortest period."""
     best: tuple[int, int, int] | None = None
-    for period in range(2, len(labels) // 2 + 1):
+    for period in range(1, len(labels) // 2 + 1):
         same = np.concatenate(([0], (labels[:-period] == labels[period:]).astype(np.int8), [0]))
         edges = np.flatnonzero(np.diff(same))
         if not len(edges):
@@ -56,10 +76,15 @@ def _tandem_repeat(labels: np.ndarray[Any, Any]) -> tuple[int, int, int] | None:
     return best
 
 
-def _crossing(nodes: list[fx.Node], start: int, period: int) -> int:
-    """Count the values made in the first block that are used outside it."""
-    inside = set(nodes[start : start + period])
-    return sum(any(user not in inside for user in node.users) for node in inside)
+def _crossing(nodes: list[fx.Node]) -> list[int]:
+    """Count the values made before and used after a cut: before each node, and at the end."""
+    place = {node: i for i, node in enumerate(nodes)}
+    change = [0] * (len(nodes) + 2)
+    for i, node in enumerate(nodes):
+        last = max((place.get(user, len(nodes)) for user in node.users), default=i)
+        change[i + 1] += 1
+        change[last + 1] -= 1
+    return [int(n) for n in np.cumsum(change)[: len(nodes) + 1]]
 
 
 def _label(node: fx.Node, *, attributes: bool) -> str:
@@ -68,7 +93,7 @@ def _label(node: fx.Node, *, attributes: bool) -> str:
         if isinstance(argument, fx.Node):
             parts.append(_shape(argument.meta.get("val")))
         elif attributes:
-            parts.append(repr(fx.node.map_arg(argument, lambda _: "·")))
+            parts.append(repr(fx.node.map_arg(argument, lambda _: "_")))
     return "|".join(parts)
 
 
@@ -81,12 +106,28 @@ def _shape(val: Any) -> str:
 
 
 def _kind(part: list[fx.Node]) -> str:
-    """Hash a block's structure: its operators, their attributes and shapes, and how they connect."""
-    inside = set(part)
-    net: nx.DiGraph[str] = nx.DiGraph()
+    """Hash what a block computes: its operators, attributes and shapes, and how they connect.
+
+    Nodes, and what they take from outside, are numbered in the order of their use: blocks of one
+    kind are the same node for node, and take the same things in the same order.
+    """
+    labels = {node: _label(node, attributes=True) for node in part}
+    edges: dict[tuple[fx.Node, fx.Node], list[int]] = {}
     for node in part:
-        net.add_node(node.name, label=_label(node, attributes=True))
-        for place, source in enumerate(node.all_input_nodes):
-            if source in inside:
-                net.add_edge(source.name, node.name, place=str(place))
+        for place, source in enumerate(_operands(node)):
+            origin = "weight" if source.op == "get_attr" else "input"
+            labels.setdefault(source, f"{origin} {_shape(source.meta.get('val'))}")
+            edges.setdefault((source, node), []).append(place)
+    net: nx.DiGraph[fx.Node] = nx.DiGraph()
+    for number, (node, label) in enumerate(labels.items()):
+        net.add_node(node, label=f"{number} {label}")
+    for (source, node), places in edges.items():
+        net.add_edge(source, node, place=str(places))
     return str(nx.weisfeiler_lehman_graph_hash(net, node_attr="label", edge_attr="place"))
+
+
+def _operands(node: fx.Node) -> list[fx.Node]:
+    """Return the values a node takes, each as often as it takes it."""
+    operands: list[fx.Node] = []
+    fx.node.map_arg((node.args, node.kwargs), operands.append)
+    return operands

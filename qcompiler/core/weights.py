@@ -145,6 +145,12 @@ class WeightStore:
         self._places[entry] = None
         self._written[entry] = weight
 
+    def place(self, name: str, source: WeightSource) -> None:
+        """Have a weight, new or over the one there is, read from `source` under its entry's name."""
+        entry = self._aliases.get(name, name)
+        self._places[entry] = source
+        self._written.pop(entry, None)
+
     def alias(self, name: str, entry: str) -> None:
         """Make `name` a second name of `entry`, in place of any tensor of its own.
 
