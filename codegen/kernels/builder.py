@@ -87,6 +87,8 @@ def when(
 
 def bind(value: Expr) -> Expr:
     """Compute a value here, once, and name it."""
+    if isinstance(value, int):
+        return value
     lanes = lanes_of(value)
     if lanes > 1:
         # TVM's simplifier copies a pure value to every place that names it, which makes a chain of
@@ -186,9 +188,29 @@ def maximum(a: Expr, b: Expr) -> Expr:
     return tirx.Select(a > b, a, b)
 
 
+def smaller(a: Expr, b: Expr | int) -> Expr:
+    """The smaller one of two sizes."""
+    return tirx.Min(a, _index(b))
+
+
+def larger(a: Expr, b: Expr | int) -> Expr:
+    """The larger one of two sizes."""
+    return tirx.Max(a, _index(b))
+
+
+def quotient(a: Expr, b: Expr | int) -> Expr:
+    """The quotient of two sizes, rounded down."""
+    return tirx.truncdiv(a, _index(b))
+
+
 def select(condition: Expr, a: Expr, b: Expr) -> Expr:
     """a where the condition holds, else b; both are computed."""
     return tirx.Select(condition, a, b)
+
+
+def consecutive(start: Expr, lanes: int) -> Expr:
+    """Return the vector of start, start + 1, and so on."""
+    return script.ramp(start, 1, lanes)
 
 
 def shuffle(a: Expr, b: Expr, lanes: Sequence[int]) -> Expr:
@@ -214,6 +236,19 @@ def shift_right(value: Expr, bits: int) -> Expr:
 def shift_left(value: Expr, bits: int) -> Expr:
     """Shift every lane left."""
     return op.shift_left(value, splat(bits, lanes_of(value), dtype_of(value)))
+
+
+def prefetch(buffer: Buffer, index: Expr) -> None:
+    """Ask for a cache line to be read into the second-level cache, even one beyond the end."""
+    for_reading, to_second_level, data = 0, 2, 1
+    script.evaluate(
+        op.call_llvm_intrin(
+            "void",
+            "llvm.prefetch",
+            buffer.access_ptr("r", offset=index),
+            *(constant(i, "int32") for i in (for_reading, to_second_level, data)),
+        )
+    )
 
 
 class Registers:
