@@ -36,13 +36,27 @@ def export(
     except CaptureError:
         raise
     except Exception as error:
-        raise CaptureError(f"{what} cannot be captured{_reason(error)}") from error
+        raise CaptureError(f"{what} cannot be captured: {_reason(error)}") from error
+
+
+def functional(exported: ExportedProgram) -> ExportedProgram:
+    """Return the same program with operators that write in place replaced, and nothing else.
+
+    Raises:
+        CaptureError: what it writes to cannot be followed.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return exported.run_decompositions({})
+    except Exception as error:
+        raise CaptureError(f"the model cannot be captured: {_reason(error)}") from error
 
 
 def _reason(error: Exception) -> str:
     text = " ".join(str(error).split())
     sentence = re.split(r"(?<=[.!?]) |For more information|Caused by", text)[0].rstrip(" .")
-    return f" {_place(error)}: {sentence}" if _place(error) else f": {sentence}"
+    return f"{sentence} {_place(error)}".rstrip()
 
 
 def _place(error: Exception) -> str:

@@ -113,11 +113,14 @@ def _common(m: _Metadata) -> dict[str, Any]:
         "rope_parameters": _rope(m),
         # llama.cpp leaves the head out of the file when it is the embedding table.
         "tie_word_embeddings": "output.weight" not in m.tensors,
+    }
+    special = {
         "bos_token_id": m.special("bos"),
         "eos_token_id": m.special("eos"),
         "pad_token_id": m.special("padding"),
     }
-    return {key: value for key, value in settings.items() if value is not None}
+    # Special tokens that are not said are none; for the rest, the architecture has defaults.
+    return {key: value for key, value in settings.items() if value is not None} | special
 
 
 def _rope(m: _Metadata) -> dict[str, Any] | None:

@@ -13,6 +13,7 @@ import struct
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -152,7 +153,21 @@ class GgufFile:
             kind = GGMLQuantizationType(number)
         except ValueError:
             raise ValueError(f"'{name}' is stored in type {number}, which is not known") from None
+        if not _readable(kind):
+            raise ValueError(f"'{name}' is stored as {kind.name}, which cannot be turned to floats")
         return name, tuple(reversed(sizes)), kind, offset
+
+
+@cache
+def _readable(kind: GGMLQuantizationType) -> bool:
+    if kind in PLAIN:
+        return True
+    block = np.zeros((1, GGML_QUANT_SIZES[kind][1]), dtype=np.uint8)
+    try:
+        dequantize(block, kind)
+    except NotImplementedError:
+        return False
+    return True
 
 
 class _Truncated(Exception):

@@ -59,7 +59,7 @@ def skeleton(config: PretrainedConfig) -> PreTrainedModel:
 
     try:
         return build_skeleton(make)
-    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, AssertionError, RuntimeError) as error:
         raise CaptureError(
             f"no '{config.model_type}' model can be built from this configuration: {error}"
         ) from error

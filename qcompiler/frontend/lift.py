@@ -14,6 +14,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 
 from qcompiler.core import ops
 from qcompiler.core.errors import CaptureError
+from qcompiler.frontend.export import functional
 
 aten = torch.ops.aten
 
@@ -96,7 +97,7 @@ def lift(
         CaptureError: the model changes its own state or its inputs, or returns what is no tensor.
     """
     if any(_writes(node) for node in _all_nodes(exported.graph_module)):
-        exported = exported.run_decompositions({})
+        exported = functional(exported)
     return _Lifter(exported, rename, inputs, tied or {}).lift()
 
 
