@@ -50,7 +50,6 @@ class ChatTemplate:
         environment.filters["tojson"] = tojson
         environment.globals["raise_exception"] = raise_exception
         environment.globals["strftime_now"] = lambda pattern: datetime.now().strftime(pattern)
-        self._failures = (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError)
         self._special_tokens = dict(special_tokens)
         try:
             self._template = environment.from_string(source)
@@ -82,7 +81,7 @@ class ChatTemplate:
                 add_generation_prompt=True,
                 **self._special_tokens,
             )
-        except self._failures as error:
+        except Exception as error:  # a template can divide by zero as well as any program
             raise UsageError(
                 f"the model's chat template refuses these messages: {error}; "
                 "change them, or use a raw prompt"

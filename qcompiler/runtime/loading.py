@@ -8,7 +8,14 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from qcompiler.core.artifact import WEIGHTS, Manifest, read_manifest, read_weights, verify_files
+from qcompiler.core.artifact import (
+    WEIGHTS,
+    Manifest,
+    file_record,
+    read_manifest,
+    read_weights,
+    verify_files,
+)
 from qcompiler.core.errors import ArtifactError
 from qcompiler.runtime.compiled_module import CompiledModule
 from qcompiler.runtime.executable import LIBRARY, RUNTIME, Executable
@@ -34,7 +41,7 @@ def load(
     workers = Workers(threads)
     with ThreadPoolExecutor(1) as reader:
         # Reading and hashing the weights takes longest, and goes on beside the rest.
-        record = manifest.files.get(WEIGHTS)
+        record = file_record(folder, manifest, WEIGHTS)
         weights = reader.submit(read_weights, folder / WEIGHTS, record)
         others = {LIBRARY, RUNTIME, *manifest.files} - {WEIGHTS}
         verify_files(folder, manifest, only=others)

@@ -32,9 +32,7 @@ class TextStream:
         # incomplete, even for characters that were complete before.
         if not text.startswith(self._shown):
             return ""
-        certain = text
-        for _ in range(3):  # an unfinished character has at most three bytes
-            certain = certain.removesuffix(_REPLACEMENT)
+        certain = text.rstrip(_REPLACEMENT)
         piece = certain[len(self._shown) :]
         if not piece:
             return ""

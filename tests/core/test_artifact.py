@@ -203,7 +203,7 @@ def test_weights_are_aligned_views_of_one_buffer(
     assert list(read) == list(tensors)
     for name, expected in tensors.items():
         np.testing.assert_array_equal(read[name], expected, strict=True)
-        assert read[name].ctypes.data % ALIGNMENT == 0
+        assert read[name].size == 0 or read[name].ctypes.data % ALIGNMENT == 0
         assert read[name].flags.c_contiguous
         assert read[name].flags.writeable
         assert not read[name].flags.owndata
@@ -234,7 +234,7 @@ def test_weights_round_trip(
     assert read.keys() == arrays.keys()
     for name, array in arrays.items():
         np.testing.assert_array_equal(read[name], array, strict=True)
-        assert read[name].ctypes.data % ALIGNMENT == 0
+        assert read[name].size == 0 or read[name].ctypes.data % ALIGNMENT == 0
     assert load_file(path).keys() >= arrays.keys()
 
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import importlib.util
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import tvm
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from tvm import relax, tirx
-from tvm.script import tirx as T
 
 from qcompiler.core.artifact import (
     CacheSpec,
@@ -23,14 +21,17 @@ from qcompiler.core.artifact import (
     TensorSpec,
     write_artifact,
 )
+from qcompiler.runtime import LanguageModel, load
 from qcompiler.runtime.machine import this_machine
 
-HEADS, HEAD_DIM, CONTEXT = 2, 16, 600
+HEADS, HEAD_DIM, CONTEXT = 2, 8, 150
 WIDTH = HEADS * HEAD_DIM
 
 
 def language_model_kernel(vocab: int) -> Any:
     """Write a token's embedding to the caches; score every token by a sum over all cached."""
+    # Not at the top: most tests here do without the compiler.
+    from tvm.script import tirx as T
 
     @T.prim_func(s_tir=True)
     def kernel(
@@ -70,7 +71,7 @@ def language_model_kernel(vocab: int) -> Any:
                                     k[0, h, j, d] * T.cast((j * T.int64(7)) % T.int64(5), "float32")
                                     + v[0, h, j, d]
                                 )
-                                * table[n, h * HEAD_DIM + d]
+                                * table[(n * 5 + 3) % vocab, h * HEAD_DIM + d]
                             )
 
     return kernel
@@ -79,10 +80,13 @@ def language_model_kernel(vocab: int) -> Any:
 def expected_logits(table: np.ndarray, ids: list[int]) -> np.ndarray:
     """What the kernel computes, for a sequence from its beginning: [len(ids), vocab]."""
     weights = (np.arange(len(ids)) * 7 % 5 + 0.5)[:, None]
-    return np.cumsum(table[ids].astype(np.float64) * weights, 0) @ table.T.astype(np.float64)
+    head = table[(np.arange(len(table)) * 5 + 3) % len(table)].astype(np.float64)
+    return np.cumsum(table[ids] * weights, 0) @ head.T
 
 
 def build_language_model(path: Path, vocab: int) -> None:
+    from tvm import relax, tirx
+
     builder = relax.BlockBuilder()
     kernel = builder.add_func(language_model_kernel(vocab), "kernel")
     for name in ("prefill", "decode"):
@@ -108,6 +112,8 @@ def build_language_model(path: Path, vocab: int) -> None:
 
 def build_module(path: Path) -> None:
     """forward(x [b, 4], k [b]) → (x + w, k + 1)."""
+    from tvm import relax, tirx
+
     builder = relax.BlockBuilder()
     b = tirx.Var("b", "int64")
     x = relax.Var("x", relax.TensorType([b, 4], "float32"))
@@ -123,6 +129,8 @@ def build_module(path: Path) -> None:
 
 
 def compile_to(module: Any, path: Path) -> None:
+    import tvm
+
     tvm.compile(module, target=tvm.target.Target({"kind": "llvm"})).export_library(str(path))
 
 
@@ -204,8 +212,8 @@ def write_lm(
 
 
 def runtime_files() -> dict[str, bytes | Path]:
-    library = Path(tvm.__file__).parent / "lib" / "libtvm_runtime.so"
-    return {"lib/libtvm_runtime.so": library}
+    (folder,) = importlib.util.find_spec("tvm").submodule_search_locations
+    return {"lib/libtvm_runtime.so": Path(folder) / "lib" / "libtvm_runtime.so"}
 
 
 @pytest.fixture(scope="session")
@@ -235,3 +243,16 @@ def module_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     files: dict[str, bytes | Path] = {"model.so": folder / "model.so", **runtime_files()}
     write_artifact(folder / "adder.qc", manifest, files, [("w", weight)])
     return folder / "adder.qc"
+
+
+@pytest.fixture(scope="session")
+def expected(table: np.ndarray) -> Callable[[list[int]], np.ndarray]:
+    """What the tiny language model should say: logits [len(ids), vocab] of a whole sequence."""
+    return lambda ids: expected_logits(table, list(ids))
+
+
+@pytest.fixture
+def lm(lm_folder: Path) -> Iterator[LanguageModel]:
+    with load(lm_folder) as model:
+        assert isinstance(model, LanguageModel)
+        yield model

@@ -45,6 +45,16 @@ def read_manifest(folder: Path) -> Manifest:
     return from_json(text, str(folder / MANIFEST))
 
 
+def file_record(folder: Path, manifest: Manifest, name: str) -> FileRecord:
+    """Return what the manifest says of a file; ArtifactError when it does not list it."""
+    if name not in manifest.files:
+        raise ArtifactError(
+            f"{folder / MANIFEST} is damaged: it does not list {name}; "
+            "copy the artifact again or compile the model again"
+        )
+    return manifest.files[name]
+
+
 def verify_files(folder: Path, manifest: Manifest, *, only: Collection[str] | None = None) -> None:
     """Check that every file, or those in `only`, is what the manifest says.
 
@@ -53,9 +63,7 @@ def verify_files(folder: Path, manifest: Manifest, *, only: Collection[str] | No
     again = "copy the artifact again or compile the model again"
     for name in sorted(manifest.files if only is None else only):
         path = folder / name
-        if name not in manifest.files:
-            raise ArtifactError(f"{folder / MANIFEST} does not list {name}; {again}")
-        record = manifest.files[name]
+        record = file_record(folder, manifest, name)
         try:
             size = path.stat().st_size
             if size != record.bytes:
