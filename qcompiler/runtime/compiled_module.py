@@ -69,9 +69,9 @@ class CompiledModule:
         sizes: dict[str, int] = {}
         arrays = [self._checked(a, s, sizes) for a, s in self._bound(args, named)]
         result = self._executable.call("forward", *(to_ffi(array) for array in arrays))
-        if len(self.outputs) == 1 and hasattr(result, "__dlpack__"):
-            return from_ffi(result)
-        return tuple(from_ffi(tensor) for tensor in result)
+        tensors = [result] if hasattr(result, "__dlpack__") else result
+        outputs = tuple(from_ffi(tensor) for tensor in tensors)
+        return outputs[0] if len(outputs) == 1 else outputs
 
     def _bound(
         self, args: tuple[ArrayLike, ...], named: dict[str, ArrayLike]

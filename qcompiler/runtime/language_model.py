@@ -70,7 +70,7 @@ class LanguageModel:
 
     def encode(self, text: str) -> list[int]:
         """Return the tokens of a raw text, with the token that texts begin with if there is one."""
-        ids: list[int] = self._checked_tokenizer.encode(text).ids
+        ids = self._tokens(text, add_special_tokens=True)
         begin = self.manifest.model.begin_token
         return ids if begin is None or ids[:1] == [begin] else [begin, *ids]
 
@@ -136,6 +136,8 @@ class LanguageModel:
 
     def _prompt_tokens(self, prompt: str | Sequence[Message], *, raw: bool) -> list[int]:
         """Return the tokens of a prompt; ends with what makes the model answer."""
+        if not isinstance(prompt, str | Sequence):
+            raise UsageError(f"the prompt is {prompt!r}; give a text or a list of messages")
         if isinstance(prompt, str):
             if raw or self.manifest.model.chat_template is None:
                 return self.encode(prompt)
@@ -147,7 +149,16 @@ class LanguageModel:
             )
         text = self._template.render(prompt)
         # The template has written all special tokens itself.
-        ids: list[int] = self._checked_tokenizer.encode(text, add_special_tokens=False).ids
+        return self._tokens(text, add_special_tokens=False)
+
+    def _tokens(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            # What Python makes of bytes from a command line that are no UTF-8.
+            raise UsageError("the text is not valid Unicode; write it in UTF-8") from None
+        tokenizer = self._checked_tokenizer
+        ids: list[int] = tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
         return ids
 
     @cached_property

@@ -110,8 +110,8 @@ def build_language_model(path: Path, vocab: int) -> None:
     compile_to(builder.finalize(), path)
 
 
-def build_module(path: Path) -> None:
-    """forward(x [b, 4], k [b]) → (x + w, k + 1)."""
+def build_module(path: Path, *, one_output: bool = False) -> None:
+    """forward(x [b, 4], k [b]) → (x + w, k + 1), or the first alone."""
     from tvm import relax, tirx
 
     builder = relax.BlockBuilder()
@@ -123,7 +123,7 @@ def build_module(path: Path) -> None:
         with builder.dataflow():
             y = builder.emit(relax.op.add(x, weights[0]))
             z = builder.emit(relax.op.add(k, relax.const(np.int64(1), "int64")))
-            result = builder.emit_output(relax.Tuple([y, z]))
+            result = builder.emit_output(y if one_output else relax.Tuple([y, z]))
         builder.emit_func_output(result)
     compile_to(builder.finalize(), path)
 
@@ -223,8 +223,17 @@ def lm_folder(tmp_path_factory: pytest.TempPathFactory, write_lm: Callable[..., 
 
 @pytest.fixture(scope="session")
 def module_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("module")
-    build_module(folder / "model.so")
+    return write_module(tmp_path_factory.mktemp("module"), one_output=False)
+
+
+@pytest.fixture(scope="session")
+def one_output_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_module(tmp_path_factory.mktemp("module"), one_output=True)
+
+
+def write_module(folder: Path, *, one_output: bool) -> Path:
+    build_module(folder / "model.so", one_output=one_output)
+    outputs = (tensor("y", "float32", "b", 4), tensor("z", "int64", "b"))
     manifest = Manifest(
         kind="module",
         compiler="0",
@@ -233,7 +242,7 @@ def module_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         functions={
             "forward": EntryFunction(
                 inputs=(tensor("x", "float32", "b", 4), tensor("k", "int64", "b")),
-                outputs=(tensor("y", "float32", "b", 4), tensor("z", "int64", "b")),
+                outputs=outputs[:1] if one_output else outputs,
                 bounds={"b": (1, 64)},
             )
         },

@@ -38,6 +38,14 @@ def test_call(module: CompiledModule, size: int) -> None:
         check(module(x, k), x, k)
 
 
+def test_one_output_comes_without_a_tuple(one_output_folder: Path) -> None:
+    with load(one_output_folder) as module:
+        assert isinstance(module, CompiledModule)
+        y = module(X, K)
+        assert isinstance(y, np.ndarray)
+        np.testing.assert_array_equal(y, X + np.arange(4, dtype=np.float32), strict=True)
+
+
 def test_inputs_by_name(module: CompiledModule) -> None:
     check(module(k=K, x=X), X, K)
     check(module(X, k=K), X, K)

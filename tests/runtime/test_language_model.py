@@ -147,6 +147,17 @@ def test_empty_prompt(lm: LanguageModel) -> None:
         lm.generate("")
 
 
+@pytest.mark.parametrize("prompt", [3, None, b"the"[0]])
+def test_prompt_that_is_no_text(lm: LanguageModel, prompt: Any) -> None:
+    with pytest.raises(UsageError, match=f"the prompt is {prompt}; give a text or a list"):
+        lm.generate(prompt)
+
+
+def test_prompt_that_is_no_unicode(lm: LanguageModel) -> None:
+    with pytest.raises(UsageError, match="the text is not valid Unicode"):
+        lm.generate("caf\udce9")
+
+
 def test_begin_token(write_lm: WriteLm, tmp_path: Path, tokenizer: Tokenizer) -> None:
     begin = tokenizer.token_to_id("<|begin|>")
     model = opened(write_lm(tmp_path / "m.qc", begin_token=begin))

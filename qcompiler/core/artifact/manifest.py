@@ -200,7 +200,7 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
         if not isinstance(value, dict):
             raise _WrongType(f"{where} should be an object")
         return {key: _decode(arguments[1], v, f"{where}.{key}") for key, v in value.items()}
-    if list in map(get_origin, arguments):  # Plain: whatever JSON holds
+    if any(get_origin(one) is list for one in arguments):  # Plain: whatever JSON holds
         return value
     if origin is Literal:
         if value not in arguments:
