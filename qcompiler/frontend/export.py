@@ -48,7 +48,8 @@ def functional(exported: ExportedProgram) -> ExportedProgram:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return exported.run_decompositions({})
+            decomposed: ExportedProgram = exported.run_decompositions({})
+            return decomposed
     except Exception as error:
         raise CaptureError(f"the model cannot be captured: {_reason(error)}") from error
 

@@ -91,8 +91,11 @@ def gguf_config(file: GgufFile) -> PretrainedConfig:
     kind = MODEL_TYPES[file.architecture]
     try:
         config: PretrainedConfig = AutoConfig.for_model(kind, **settings)
-    except (ValueError, TypeError, KeyError) as error:
-        raise CaptureError(f"{file.path} describes a model that makes no sense: {error}") from error
+    except Exception as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise CaptureError(
+            f"{file.path} describes a model that makes no sense: {reason}"
+        ) from error
     return config
 
 

@@ -59,9 +59,10 @@ def skeleton(config: PretrainedConfig) -> PreTrainedModel:
 
     try:
         return build_skeleton(make)
-    except (ValueError, TypeError, KeyError, AttributeError, AssertionError, RuntimeError) as error:
+    except Exception as error:
         raise CaptureError(
-            f"no '{config.model_type}' model can be built from this configuration: {error}"
+            f"no '{config.model_type}' model can be built from this configuration: "
+            f"{' '.join(str(error).split())}"
         ) from error
 
 
@@ -87,8 +88,8 @@ def _config(folder: Path) -> PretrainedConfig:
         config: PretrainedConfig = AutoConfig.from_pretrained(
             str(folder), local_files_only=True, trust_remote_code=False
         )
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0].rstrip(".")
+    except Exception as error:
+        reason = " ".join(str(error).split()).rstrip(".")
         raise CaptureError(f"{folder / 'config.json'} cannot be understood: {reason}") from error
     check_config(config)
     return config

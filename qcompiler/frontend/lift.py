@@ -245,6 +245,11 @@ class _Lifter:
         own = self.rename(weight.name)
         name = self.tied.get(own, own)
         if name not in self.weights:
+            if weight.val.is_floating_point() and weight.val.dtype != torch.float32:
+                raise CaptureError(
+                    f"the model computes with '{name}' as {str(weight.val.dtype)[6:]}; make it "
+                    "float32, with model.float(), before it is captured"
+                )
             node = self.graph.get_attr(name)
             node.meta["val"] = weight.val
             self.weights[name] = node

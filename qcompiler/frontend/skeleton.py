@@ -62,13 +62,21 @@ def export_mode() -> FakeTensorMode:
 
 
 def without_weights(module: Module, mode: FakeTensorMode) -> Module:
-    """Return a copy of `module` with fake parameters; tied ones stay tied, buffers are copied."""
+    """Return a copy of `module` with fake parameters, computing in float32.
+
+    Tied parameters stay tied; buffers are copied.
+    """
     memo: dict[int, Any] = {}
     with mode:
         for parameter in module.parameters():
-            fake = torch.empty(parameter.shape, dtype=parameter.dtype, device="cpu")
+            kind = torch.float32 if parameter.is_floating_point() else parameter.dtype
+            fake = torch.empty(parameter.shape, dtype=kind, device="cpu")
             memo[id(parameter)] = nn.Parameter(fake, requires_grad=False)
     twin = copy.deepcopy(module, memo)
+    for part in twin.modules():
+        for name, buffer in part.named_buffers(recurse=False):
+            if buffer.is_floating_point():
+                setattr(part, name, buffer.to(torch.float32))
     return twin.eval()
 
 

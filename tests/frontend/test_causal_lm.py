@@ -105,6 +105,19 @@ def test_the_captured_model_is_left_as_it_was(tiny_model: Build) -> None:
     assert all(torch.equal(before[name], p) for name, p in model.named_parameters())
 
 
+def test_a_model_in_half_precision_is_captured_in_float32(
+    tiny_model: Build, difference: Difference
+) -> None:
+    model = tiny_model("llama")
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(torch.bfloat16)
+    program = capture(model)
+    assert {value(n).dtype for n in program.graph.nodes if n.op == "get_attr"} == {torch.float32}
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(torch.float32)
+    assert difference(program, model) <= 1e-5
+
+
 def test_a_module_changed_after_it_was_built_is_captured_as_it_is(
     tiny_model: Build, difference: Difference
 ) -> None:
