@@ -18,8 +18,8 @@ class Workers:
 
     TVM keeps a pool of threads for every thread that calls it. Left alone it gives it half the
     processors of an x86 machine, taking the others for hardware threads, and binds each to one.
-    Bound threads gain 5 % at most when the machine is idle, measured with the shortest kernels, and
-    lose a factor of ten when another program runs on one of those processors.
+    Here they are free to move: bound threads gained 5 % in the best of many calls of very short
+    kernels, and took ten times as long as free ones on a machine that had other work.
     """
 
     def __init__(self, threads: int | None = None) -> None:
