@@ -89,13 +89,19 @@ def bind(value: Expr) -> Expr:
     """Compute a value here, once, and name it."""
     if isinstance(value, int):
         return value
+    return settle(value) if lanes_of(value) > 1 else script.bind(value)
+
+
+def settle(value: Expr) -> Expr:
+    """Compute a value here, once, name it, and let TVM forget how it was computed.
+
+    TVM's simplifier copies a bound value to every place that names it, again and again, so that a
+    chain of names grows exponentially. It knows nothing of what lies in a buffer; LLVM removes it.
+    """
     lanes = lanes_of(value)
-    if lanes > 1:
-        # TVM's simplifier copies a pure value to every place that names it, which makes a chain of
-        # names grow exponentially. This call is not pure to TVM, and LLVM removes it.
-        dtype, start = vector_type(dtype_of(value), lanes), constant(0, "int64")
-        value = op.call_llvm_intrin(dtype, "llvm.vector.extract", value, start)
-    return script.bind(value)
+    place = scratch(lanes, dtype_of(value))
+    store(place, value, 0)
+    return script.bind(load(place, 0, lanes=lanes))
 
 
 def load(buffer: Buffer, *index: Index, lanes: int = 1) -> Expr:
