@@ -231,11 +231,30 @@ def crash(self: nn.Module, x: torch.Tensor) -> torch.Tensor:
         (crash, r"has no attribute 'nothing' .*test_module\.py:\d+: return x \+ self\.nothing"),
     ],
 )
-def test_what_cannot_be_captured_is_named(function: Callable[..., Any], message: str) -> None:
+def test_what_cannot_be_captured_is_named(
+    function: Callable[..., Any], message: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = Function(function)
     with pytest.raises(CaptureError, match=message) as raised:
-        capture(Function(function), example_inputs=torch.ones(4))
+        capture(model, example_inputs=torch.ones(4))
     assert "\n" not in str(raised.value)
     assert len(str(raised.value)) < 600
+    assert capfd.readouterr() == ("", ""), "nothing but the error may speak"
+    assert "forward" not in vars(model)
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda self, x: x * self.w, "size n cannot be dynamic, since the model fixes it to 4"),
+        (lambda self, x: x.reshape(2, -1), "size n cannot be dynamic, since it holds only where"),
+    ],
+)
+def test_a_size_that_cannot_be_dynamic_is_named(function: Callable[..., Any], message: str) -> None:
+    with pytest.raises(CaptureError, match=message):
+        capture(
+            Function(function), example_inputs=torch.ones(4), dynamic_shapes=(({0: Dim("n")},),)
+        )
 
 
 def test_other_precisions_are_refused() -> None:
