@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 import qcompiler
-from qcompiler.frontend import packaged_model
+from qcompiler.frontend.packaged import packaged_file
 from side_by_side import run_worker
 
 MODEL = "smollm2-135m"
@@ -46,7 +46,7 @@ def main() -> None:
     text = sample_text()
     quality = qcompiler.evaluate(ARTIFACT, text=text, reference=MODEL, tokens=TOKENS)
     assert quality.nll_difference is not None and quality.kl is not None
-    source = packaged_model(MODEL)
+    source = packaged_file(MODEL)
     options = argparse.Namespace(prompt_tokens=512, generate_tokens=128, threads=2)
     rows = [
         ("qcompiler w4a8", ARTIFACT, quality.nll, run_worker("qcompiler", str(ARTIFACT), options)),

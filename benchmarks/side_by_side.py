@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 import qcompiler
-from qcompiler.frontend import packaged_model
+from qcompiler.frontend.packaged import packaged_file
 
 WORKER = Path(__file__).with_name("workers.py")
 PIPELINES = ("w4a8", "w8a8", "float")
@@ -70,7 +70,7 @@ def main() -> None:
     options = parser.parse_args()
     console = Console(stderr=True)
 
-    source = str(packaged_model(options.model))
+    source = str(packaged_file(options.model))
     engines: dict[str, tuple[str, str]] = {}
     for pipeline in PIPELINES:
         folder = Path("build") / f"{options.model}.{pipeline}.qc"

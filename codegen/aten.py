@@ -271,12 +271,25 @@ def _index(f: FunctionLowering, node: fx.Node) -> Value:
     axis, index = used[0], indices[used[0]]
     if isinstance(x.shape[axis], int) and x.shape[axis] == 1 and index.shape[0] == 1:
         return x  # one row to choose from
-    return f.compute(lambda t, i: topi.take(t, i, axis=axis, mode="fast"), x, index)
+    return f.compute(_gather(axis), x, index)
+
+
+def _gather(axis: int) -> Callable[[te.Tensor, te.Tensor], te.Tensor]:
+    """Choose along one dimension by the numbers of a vector, which must be in range."""
+
+    def gather(t: te.Tensor, chosen: te.Tensor) -> te.Tensor:
+        return te.compute(
+            (*t.shape[:axis], chosen.shape[0], *t.shape[axis + 1 :]),
+            lambda *i: t(*i[:axis], chosen(i[axis]), *i[axis + 1 :]),
+            name="gather",
+        )
+
+    return gather
 
 
 def _index_select(f: FunctionLowering, node: fx.Node) -> Value:
     x, axis, index = _arguments(f, node)
-    return f.compute(lambda t, i: topi.take(t, i, axis=_axis(x, axis), mode="fast"), x, index)
+    return f.compute(_gather(_axis(x, axis)), x, index)
 
 
 # -- constants -------------------------------------------------------------------------------------

@@ -71,7 +71,6 @@ def _pipeline() -> tvm.transform.Pass:
     transform = relax.transform
     return tvm.transform.Sequential(
         [
-            transform.RewriteDataflowReshape(),
             transform.ToNonDataflow(),
             transform.RemovePurityChecking(),
             transform.CallTIRRewrite(),

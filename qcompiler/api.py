@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
 from tokenizers import Tokenizer
 from torch import nn
 from torch.export import ExportedProgram
@@ -23,13 +21,13 @@ from qcompiler.assembly import assemble
 from qcompiler.benchmark import BenchResult, bench
 from qcompiler.core.artifact import MANIFEST, Manifest, check_destination
 from qcompiler.core.errors import ConfigError, QCompilerError, UsageError
-from qcompiler.core.instruments import DumpIR, Instrument, Timer
+from qcompiler.core.instruments import DumpIR, Instrument
 from qcompiler.core.interpreter import TorchLanguageModel
 from qcompiler.core.pass_base import PassContext
 from qcompiler.core.pipeline import Pipeline, build_pass, pass_table
-from qcompiler.core.program import Program
 from qcompiler.core.progress import NO_PROGRESS, Progress
 from qcompiler.core.stage import Stage
+from qcompiler.core.target import Target
 from qcompiler.evaluation import WINDOW, Evaluation, Logits
 from qcompiler.evaluation import evaluate as evaluate_logits
 from qcompiler.frontend import capture
@@ -98,18 +96,16 @@ def compile(
     temporary = None if output is not None else TemporaryDirectory(prefix="qcompiler-artifact-")
     folder = Path(output) if output is not None else Path(temporary.name) / "artifact.qc"  # type: ignore[union-attr]
     check_destination(folder)
-    timer = Timer()
-    instruments: list[Instrument] = [timer]
+    instruments: list[Instrument] = []
     if dump is not None:
         instruments.append(DumpIR(Path(dump)))
-    seconds: dict[str, float] = {}
-    with progress.step("capture"), _timed(seconds, "capture"):
+    with progress.step("capture"):
         program = capture(model, example_inputs=example_inputs, dynamic_shapes=dynamic_shapes)
     pass_context = PassContext(target=machine, progress=progress)
     steps.run(program, pass_context, instruments)
-    with progress.step("lower"), _timed(seconds, "lower"):
+    with progress.step("lower"):
         lowered = lower(program, machine)
-    with progress.step("build"), _timed(seconds, "build"):
+    with progress.step("build"):
         manifest = assemble(
             program,
             lowered,
@@ -125,7 +121,7 @@ def compile(
 
 def plan_request(
     pipeline: str | Path, target: str | None, settings: Sequence[str]
-) -> tuple[Pipeline, targets.Target]:
+) -> tuple[Pipeline, Target]:
     """Read a pipeline with its settings and find its target; every mistake in either shows here."""
     table = pass_table(PASSES)
     config = find_pipeline(str(pipeline), passes=table).with_settings(settings)
