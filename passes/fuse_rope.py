@@ -58,7 +58,7 @@ def _match(attention: fx.Node) -> _Rope | str:
         return "queries and keys are rotated by different angles"
     parts = [_heads_of(node) for node in (q.args[0], k.args[0], v)]
     if any(part is None for part in parts):
-        return "something stands between the product and the rotation"
+        return "queries, keys and values are not plain slices of a product"
     (x, q_start, q_end), (y, k_start, k_end), (z, v_start, v_end) = parts  # type: ignore[misc]
     if not (x is y is z):
         return "queries, keys and values come from several products"

@@ -1,0 +1,111 @@
+"""Planned weights become codes; the program computes with them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from passes.quantize_rtn import QuantizeRtn
+from passes.rounding import round_to_nearest
+from passes.set_bits import Rule, SetBits
+from qcompiler.core import ops
+from qcompiler.core.builder import ProgramBuilder
+from qcompiler.core.errors import QCompilerError
+from qcompiler.core.formats import QuantScheme
+from qcompiler.core.pass_base import PassContext
+from qcompiler.core.program import Program
+from qcompiler.core.progress import NoProgress
+from qcompiler.core.qtensor import QuantizedTensor
+from qcompiler.core.reference import sqnr
+from qcompiler.core.stage import Stage
+
+Make = Callable[..., Program]
+Run = Callable[..., PassContext]
+Logits = Callable[[Program], torch.Tensor]
+
+MIXED = SetBits(
+    rules=(
+        Rule(scheme="w4a8g32"),
+        Rule(pattern="*.down_proj", scheme="w8a8g32z"),
+        Rule(pattern="*.v_proj", scheme="float"),
+        Rule(kind="head", scheme="w8a8"),
+    )
+)
+
+
+def test_planned_operators_become_quantised(
+    tiny_llama: Make, run_pass: Run, golden: Callable[[Program], None]
+) -> None:
+    program = tiny_llama(biases="qo")
+    run_pass(program, MIXED, QuantizeRtn())
+    assert program.stage is Stage.QUANTIZED
+    golden(program)
+
+
+def test_weights_are_rounded_as_planned(tiny_llama: Make, run_pass: Run) -> None:
+    program = tiny_llama()
+    name = "model.layers.0.mlp.down_proj.weight"
+    float_weight = program.weights.tensor(name)
+    run_pass(program, MIXED, QuantizeRtn())
+    weight = program.weights.get(name)
+    expected = round_to_nearest(float_weight, QuantScheme.parse("w8a8g32z").weight)
+    assert isinstance(weight, QuantizedTensor)
+    assert weight.format == expected.format
+    assert torch.equal(weight.codes, expected.codes)
+    assert torch.equal(weight.scale, expected.scale)
+    assert isinstance(program.weights.get("model.layers.0.self_attn.v_proj.weight"), torch.Tensor)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "least"), [("w8a8g32", 28), ("w8a8", 28), ("w4a8g32", 9), ("w4a8g8z", 14)]
+)
+def test_the_result_is_near_the_float_one(
+    scheme: str, least: float, tiny_llama: Make, run_pass: Run, logits: Logits
+) -> None:
+    program = tiny_llama(layers=2)
+    before = logits(program)
+    run_pass(program, SetBits(rules=(Rule(scheme=scheme),)), QuantizeRtn())
+    assert least < sqnr(before, logits(program)) < least + 8
+
+
+def test_the_range_is_an_option(tiny_llama: Make, run_pass: Run) -> None:
+    codes = {}
+    for span in ("full", "restricted"):
+        program = tiny_llama()
+        run_pass(program, MIXED, QuantizeRtn(range=span))
+        weight = program.weights.get("model.layers.0.mlp.up_proj.weight")
+        assert isinstance(weight, QuantizedTensor)
+        codes[span] = int(weight.codes.min())
+    assert codes == {"full": -8, "restricted": -7}
+
+
+def test_a_tied_weight_is_rounded_once_for_product_and_table(
+    tiny_llama: Make, run_pass: Run
+) -> None:
+    done = []
+
+    class Watcher(NoProgress):
+        def advance(self, part: int, total: int) -> None:
+            done.append((part, total))
+
+    program = tiny_llama(tied=True)
+    context = run_pass(program, SetBits(rules=(Rule(kind="head", scheme="w8a8"),)))
+    context.progress = Watcher()
+    QuantizeRtn().run(program, context)
+    assert done == [(1, 1)]
+    targets = {node.target for node in program.graph.nodes if "scheme" in node.kwargs}
+    assert targets == {ops.quantized_embedding, ops.quantized_linear}
+
+
+def test_a_weight_that_cannot_be_rounded_is_named(run_pass: Run) -> None:
+    build = ProgramBuilder({"layer.fc.weight": torch.full((8, 8), float("nan"))})
+    x = build.input("x", (1, "s", 8))
+    program = build.finish(build.call(ops.linear, x, build.weight("layer.fc.weight")))
+    with pytest.raises(
+        QCompilerError,
+        match=r"^'layer\.fc\.weight' cannot be quantised: it has entries that are infinite or not "
+        r"a number; leave it float with \{pattern = 'layer\.fc', scheme = 'float'\}$",
+    ):
+        run_pass(program, SetBits(rules=(Rule(scheme="w8a8"),)), QuantizeRtn())
