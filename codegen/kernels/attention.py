@@ -1,0 +1,237 @@
+"""Causal attention with a cache: append the new keys and values, then attend to what it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tvm import tirx
+from tvm.tirx import PrimFunc
+
+from codegen.kernels.builder import (
+    Buffer,
+    Expr,
+    argument,
+    bind,
+    broadcast,
+    cast,
+    constant,
+    kernel,
+    load,
+    parallel,
+    scratch,
+    select,
+    serial,
+    settle,
+    size,
+    splat,
+    store,
+)
+from codegen.kernels.rotary import Row, copy_row
+from codegen.kernels.row import Rows
+from codegen.kernels.single_attention import SingleAttention
+from codegen.kernels.tiled_attention import HIDDEN, Tile, TiledAttention
+from qcompiler.core.errors import UnsupportedError
+from qcompiler.core.target import Target
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionSpec:
+    """`heads` query heads share `kv_heads` heads of keys and values, of `head_size` features.
+
+    A token sees itself and what came before, at most `window` tokens where that is positive; scores
+    pass softcap · tanh(score / softcap) where that is positive.
+    """
+
+    heads: int
+    kv_heads: int
+    head_size: int
+    scale: float
+    window: int = 0
+    softcap: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.heads % self.kv_heads:
+            raise UnsupportedError(
+                f"{self.heads} query heads cannot share {self.kv_heads} key heads evenly; "
+                "repeat the keys for each query head"
+            )
+        if self.head_size % 8:
+            raise UnsupportedError(
+                f"no attention kernel for heads of {self.head_size} features; "
+                "pad them to a multiple of 8"
+            )
+
+    @property
+    def group(self) -> int:
+        """Query heads that share a key head."""
+        return self.heads // self.kv_heads
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Keys and values so far, each [1, hk, c, d], and the place of the first new token."""
+
+    keys: Buffer
+    values: Buffer
+    position: Buffer
+
+    @classmethod
+    def declare(cls, spec: AttentionSpec) -> Cache:
+        """Add the three buffers to the function's arguments."""
+        shape = (1, spec.kv_heads, size("c"), spec.head_size)
+        return cls(
+            argument("k_cache", shape, "float32"),
+            argument("v_cache", shape, "float32"),
+            argument("position", (1,), "int64"),
+        )
+
+
+@dataclass(frozen=True)
+class NewTokens:
+    """Where the queries, keys and values of the new tokens come from.
+
+    `write_query(token, head, to)` writes a query row; `append(token, head, key, value)` the key and
+    the value of one head into rows of the cache. `output(token, head)` is where a result goes.
+    """
+
+    tokens: Expr
+    write_query: Callable[[Expr, Expr, Row], None]
+    append: Callable[[Expr, Expr, Row, Row], None]
+    output: Callable[[Expr, Expr], Row]
+
+
+def attention(spec: AttentionSpec, target: Target, rows: Rows) -> PrimFunc:
+    """q [1, s, h, d], k and v [1, s, hk, d], both caches [1, hk, c, d], position → out as q.
+
+    Position is int64, all else float32. The caches change in place. One row is the schedule for a
+    single new token, many for a prompt.
+    """
+    with kernel("attention") as built:
+        s = 1 if rows == "one" else size("s")
+        heads = (1, s, spec.heads, spec.head_size)
+        shared = (1, s, spec.kv_heads, spec.head_size)
+        q = argument("q", heads, "float32")
+        k, v = (argument(name, shared, "float32") for name in ("k", "v"))
+        cache = Cache.declare(spec)
+        out = argument("out", heads, "float32")
+
+        def copy(source: Row, to: Row) -> None:
+            copy_row(source, to, spec.head_size, target.lanes)
+
+        def append(token: Expr, head: Expr, key: Row, value: Row) -> None:
+            copy(Row(k, (0, token, head, 0)), key)
+            copy(Row(v, (0, token, head, 0)), value)
+
+        new = NewTokens(
+            tokens=s,
+            write_query=lambda token, head, to: copy(Row(q, (0, token, head, 0)), to),
+            append=append,
+            output=lambda token, head: Row(out, (0, token, head, 0)),
+        )
+        attend(spec, target, rows, new, cache)
+    return built.get()
+
+
+def attend(spec: AttentionSpec, target: Target, rows: Rows, new: NewTokens, cache: Cache) -> None:
+    """Append the new tokens to the cache, then let them attend."""
+    position = settle(load(cache.position, 0))
+
+    def append(token: Expr) -> None:
+        with serial(spec.kv_heads) as head:
+            place = (0, head, position + token, 0)
+            new.append(token, head, Row(cache.keys, place), Row(cache.values, place))
+
+    if rows == "one":
+        append(constant(0, "int64"))
+        _attend_one(spec, target, new, cache, position)
+    else:
+        with parallel(new.tokens) as token:
+            append(token)
+        _attend_many(spec, target, new, cache, position)
+
+
+def _attend_one(
+    spec: AttentionSpec, target: Target, new: NewTokens, cache: Cache, position: Expr
+) -> None:
+    single = SingleAttention(
+        heads=spec.heads,
+        kv_heads=spec.kv_heads,
+        head_size=spec.head_size,
+        scale=spec.scale,
+        softcap=spec.softcap,
+        lanes=target.lanes,
+        registers=target.vector_registers,
+    )
+    zero = constant(0, "int64")
+    first = tirx.Max(zero, position - (spec.window - 1)) if spec.window else zero
+    single.emit(
+        lambda head, to: new.write_query(zero, head, to),
+        lambda head, key: Row(cache.keys, (0, head, key, 0)),
+        lambda head, key: Row(cache.values, (0, head, key, 0)),
+        lambda head: new.output(zero, head),
+        settle(first),
+        settle(position + 1),
+    )
+
+
+def _attend_many(
+    spec: AttentionSpec, target: Target, new: NewTokens, cache: Cache, position: Expr
+) -> None:
+    """Cut the rows (token, head of the group) of each key head, which share keys, into tiles."""
+    tile = Tile.choose(target)
+    rows = settle(new.tokens * spec.group)
+    tiles = settle((rows + (tile.queries - 1)) // tile.queries)
+    with parallel(spec.kv_heads * tiles) as task:
+        head = settle(task // tiles)
+        first_row = settle(_balanced(task % tiles, tiles) * tile.queries)
+        oldest = settle(position + first_row // spec.group)
+        last_row = tirx.Min(first_row + (tile.queries - 1), rows - 1)
+        newest = settle(position + last_row // spec.group)
+        places = scratch(tile.queries, "int32")
+        with serial(tile.queries) as i:
+            store(places, cast(position + (first_row + i) // spec.group, "int32"), i)
+
+        def hide(score: Expr, key: Expr, v: int) -> Expr:
+            lanes = tile.lanes
+            place = bind(load(places, v * lanes, lanes=lanes))
+            at = bind(broadcast(cast(key, "int32"), lanes))
+            score = select(at > place, splat(HIDDEN, lanes), score)
+            if spec.window:
+                gone = at <= place - splat(spec.window, lanes, "int32")
+                score = select(gone, splat(HIDDEN, lanes), bind(score))
+            return bind(score)
+
+        def partly_hidden(start: Expr, count: Expr) -> Expr:
+            future = start + count - 1 > oldest
+            return tirx.any(future, start <= newest - spec.window) if spec.window else future
+
+        def write_query(row: Expr, buffer: Buffer, offset: Expr) -> None:
+            new.write_query(
+                row // spec.group, head * spec.group + row % spec.group, Row(buffer, (offset,))
+            )
+
+        def read_result(row: Expr, buffer: Buffer, offset: Expr) -> None:
+            to = new.output(row // spec.group, head * spec.group + row % spec.group)
+            copy_row(Row(buffer, (offset,)), to, spec.head_size, target.lanes)
+
+        zero = constant(0, "int64")
+        first_key = tirx.Max(zero, oldest - (spec.window - 1)) if spec.window else zero
+        TiledAttention(
+            tile=tile,
+            head_size=spec.head_size,
+            scale=spec.scale,
+            softcap=spec.softcap,
+            write_query=write_query,
+            key=lambda key, f: load(cache.keys, 0, head, key, f),
+            value=lambda key, f: load(cache.values, 0, head, key, f),
+            read_result=read_result,
+        ).emit(first_row, rows, settle(first_key), settle(newest + 1), hide, partly_hidden)
+
+
+def _balanced(i: Expr, count: Expr) -> Expr:
+    """Reorder tiles, of which later ones see more keys, so that each pair costs the same.
+
+    0, n − 1, 1, n − 2, …: any run of them that a thread gets is then about as long as another.
+    """
+    return tirx.Select(i % 2 == 0, i // 2, count - 1 - i // 2)
