@@ -34,12 +34,10 @@ def write_scalars(graph: fx.Graph, weights: WeightStore) -> None:
         x, scalar = arguments(node)
         if node.target in COMMUTATIVE and _is_scalar(x):
             x, scalar = scalar, x
-        if not _is_scalar(scalar) or not is_tensor(x) or shape(x) != shape(node):
+        if not _is_scalar(scalar) or not is_tensor(x) or not same_type(x, node):
             continue
         number = weights.tensor(str(scalar.target)).item()
-        new = emit_again(node, node, x, number)
-        if not same_type(new, node):
-            continue  # the scalar's own dtype promoted the result
+        new = emit_again(node, node, x, number, val=node.meta["val"])
         node.replace_all_uses_with(new)
         graph.erase_node(node)
 

@@ -168,4 +168,10 @@ def _with_operands(
     return emit_again(before or node, node, *operands)
 
 
-MOTIONS = (sink_reshape, raise_reshape, sink_permute, sink_permute_past_slice, select_rows_first)
+MOTIONS = (
+    sink_reshape,
+    raise_reshape,
+    sink_permute,
+    sink_permute_past_slice,
+    select_rows_first,
+)

@@ -14,7 +14,7 @@ import torch
 from torch import fx
 
 from passes.patterns.pointwise import is_pointwise
-from passes.patterns.views import last_axis, reshaped, sliced
+from passes.patterns.views import last_axis, reshaped, reshaped_like, sliced
 from passes.rewrite import (
     arguments,
     both_orders,
@@ -100,7 +100,9 @@ def _pair(node: Any) -> tuple[fx.Node, fx.Node, bool] | None:
         return None
     both = node.args[0]
     pieces, axis = arguments(both)
-    if len(pieces) != 2 or axis != last_axis(both) or shape(both)[:-2] != shape(node)[:-1]:
+    if len(pieces) != 2 or axis != last_axis(both):
+        return None
+    if shape(node)[-1] != 2 * shape(both)[-2] or _long(both)[:-2] != _long(node)[:-1]:
         return None
     if any(shape(piece)[-1] != 1 for piece in pieces):
         return None
@@ -108,6 +110,11 @@ def _pair(node: Any) -> tuple[fx.Node, fx.Node, bool] | None:
     if inner[0] is None or inner[1] is None:
         return None
     return inner[0], inner[1], True
+
+
+def _long(node: fx.Node) -> list[Any]:
+    """Return the sizes of a value that are not one."""
+    return [size for size in shape(node) if size != 1]
 
 
 def _without_last(piece: fx.Node) -> fx.Node | None:
@@ -240,22 +247,40 @@ def _neighbours(table: fx.Node) -> fx.Node | None:
         last = (-1, last_axis(table))
         return source if count == 2 and axis in last and is_tensor(source) else None
     pair = _pair(table)
-    return pair[0] if pair is not None and pair[0] is pair[1] and pair[2] else None
+    if pair is None or pair[0] is not pair[1] or not pair[2]:
+        return None
+    sizes = table.meta["val"].shape
+    return reshaped(table, pair[0], [*sizes[:-1], sizes[-1] // 2])
 
 
 def recognize_partial(node: fx.Node) -> fx.Node | None:
     """cat(rotary(x[:r]), x[r:]) → rotary(x)."""
     pair = _pair(node)
-    if pair is None or not calls(pair[0], ops.rotary) or pair[2]:
+    if pair is None or pair[2]:
         return None
-    turned, rest, _ = pair
-    first, second = features(turned.args[0]), features(rest)
+    turned = _rows(pair[0])
+    if not calls(turned, ops.rotary):
+        return None
+    first, second = features(_rows(turned.args[0])), features(_rows(pair[1]))
     if first is None or second is None or first.source is not second.source:
         return None
     if (first.step, second.step, second.start) != (1, 1, first.end):
         return None
-    x = sliced(node, first.source, last_axis(node), first.start, second.end)
-    return emit_like(node, ops.rotary, x, *turned.args[1:], **turned.kwargs)
+    rows = sliced(node, first.source, last_axis(first.source), first.start, second.end)
+    x = reshaped(node, rows, [*turned.meta["val"].shape[:-1], second.end - first.start])
+    if x is None:
+        return None
+    return reshaped_like(node, emit_again(node, turned, x, *turned.args[1:]), node)
+
+
+def _rows(node: Any) -> Any:
+    """See through reshapes that leave rows whole: a single head may come before or after tokens."""
+    while calls(node, aten.reshape.default):
+        source = arguments(node)[0]
+        if shape(source)[-1:] != shape(node)[-1:]:
+            break
+        node = source
+    return node
 
 
 ROTARIES = (recognize_turned_sum, recognize_pair_of_sums, recognize_partial)

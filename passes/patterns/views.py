@@ -31,8 +31,19 @@ RESHAPES = (
     aten.unsqueeze.default,
     aten.view.default,
 )
-SWAPS = (aten.transpose.int, aten.swapaxes.default, aten.swapdims.default)
-REVERSALS = (aten.t.default, aten.numpy_T.default)
+PERMUTES = (
+    aten.adjoint.default,
+    aten.mH.default,
+    aten.mT.default,
+    aten.movedim.int,
+    aten.movedim.intlist,
+    aten.numpy_T.default,
+    aten.permute.default,
+    aten.swapaxes.default,
+    aten.swapdims.default,
+    aten.t.default,
+    aten.transpose.int,
+)
 SPLITS = (
     aten.chunk.default,
     aten.split.Tensor,
@@ -169,27 +180,25 @@ def to_reshape(node: fx.Node) -> fx.Node | None:
 
 def to_permute(node: fx.Node) -> fx.Node | None:
     """transpose, t, …(x) → permute(x), one for several in a row, none if it changes nothing."""
-    source = node.args[0] if node.args else None
-    if not is_tensor(source):
+    if not calls(node, *PERMUTES) or not is_tensor(node.args[0]):
         return None
-    axes = list(range(len(shape(source))))
-    if calls(node, *SWAPS):
-        a, b = (_axis(source, axis) for axis in node.args[1:3])
-        axes[a], axes[b] = b, a
-    elif calls(node, *REVERSALS):
-        axes.reverse()
-    elif calls(node, aten.permute.default):
-        axes = [_axis(source, axis) for axis in arguments(node)[1]]
-    else:
-        return None
+    source = node.args[0]
+    order = _order(node, len(shape(source)))
     if calls(source, aten.permute.default):
         base, inner = arguments(source)
-        return permuted(node, base, [inner[axis] for axis in axes], like=node)
-    if not moves(source, axes):
-        return permuted(node, source, axes, like=node)
-    if node.target is aten.permute.default and list(arguments(node)[1]) == axes:
+        return permuted(node, base, [inner[axis] for axis in order], like=node)
+    if not moves(source, order):
+        return permuted(node, source, order, like=node)
+    if node.target is aten.permute.default and list(arguments(node)[1]) == order:
         return None
-    return emit_like(node, aten.permute.default, source, axes)
+    return emit_like(node, aten.permute.default, source, order)
+
+
+def _order(node: fx.Node, rank: int) -> list[int]:
+    """Return which dimension of its operand each dimension of a permutation is."""
+    probe = torch.empty(tuple(range(1, rank + 1)), device="meta")
+    assert callable(node.target)
+    return [size - 1 for size in node.target(probe, *node.args[1:], **node.kwargs).shape]
 
 
 def to_slice(node: fx.Node) -> fx.Node | None:

@@ -9,6 +9,7 @@ embedding out of every fourth.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import networkx as nx
@@ -33,21 +34,22 @@ def find_blocks(graph: fx.Graph) -> tuple[Block, ...]:
     first, period, run = found
     count = run // period
     crossing = _crossing(nodes)
-    # Where the second block may begin: anywhere after the anchor before its first one.
-    seconds = range(first + period, first + run - (count - 1) * period + 1)
-    cut, second = min(
-        ((cut, i) for i in seconds for cut in range(anchors[i - 1] + 1, anchors[i] + 1)),
-        key=lambda place: (crossing[place[0]], -place[0]),
+
+    def cut(anchor: int) -> int:
+        """Return where to cut between an anchor and the one before: the latest of the best."""
+        places = range(anchors[anchor - 1] + 1, anchors[anchor] + 1)
+        return min(places, key=lambda place: (crossing[place], -place))
+
+    starts = range(first, first + run - count * period + 1)
+    start = min(starts, key=lambda anchor: (crossing[cut(anchor + period)], -anchor))
+    cuts = [cut(start + i * period) for i in range(1, count)]
+    # What stands before the first layer and after the last is another matter than between two.
+    cuts.insert(0, anchors[start] - (anchors[start + period] - cuts[0]))
+    cuts.append(anchors[start + count * period - 1] + cuts[1] - anchors[start + period - 1])
+    parts = [nodes[begin:end] for begin, end in pairwise(cuts)]
+    return tuple(
+        Block(index, _kind(part), tuple(n.name for n in part)) for index, part in enumerate(parts)
     )
-    start = second - period
-    before, after = anchors[second] - cut, cut - anchors[second - 1]
-    ends = [anchors[start + (i + 1) * period - 1] + after for i in range(count)]
-    starts = [anchors[start] - before, *ends]
-    blocks = []
-    for index, (begin, end) in enumerate(zip(starts, ends, strict=False)):
-        part = nodes[begin:end]
-        blocks.append(Block(index, _kind(part), tuple(n.name for n in part)))
-    return tuple(blocks)
 
 
 def _is_anchor(node: fx.Node) -> bool:
@@ -58,7 +60,10 @@ def _is_anchor(node: fx.Node) -> bool:
 
 
 def _tandem_repeat(labels: np.ndarray[Any, Any]) -> tuple[int, int, int] | None:
-    """Return (start, period, length) of the repeat that covers most, of the shortest period."""
+    """Return (start, period, length) of the repeat that covers most, of the shortest period.
+
+    One that covers less than half is an accident, such as two products of one shape in a layer.
+    """
     best: tuple[int, int, int] | None = None
     for period in range(1, len(labels) // 2 + 1):
         same = np.concatenate(([0], (labels[:-period] == labels[period:]).astype(np.int8), [0]))
@@ -73,7 +78,7 @@ def _tandem_repeat(labels: np.ndarray[Any, Any]) -> tuple[int, int, int] | None:
         covered = length // period * period
         if best is None or covered > 1.05 * (best[2] // best[1] * best[1]):
             best = (int(starts[longest]), period, length)
-    return best
+    return best if best is not None and 2 * best[2] >= len(labels) else None
 
 
 def _crossing(nodes: list[fx.Node]) -> list[int]:
