@@ -87,7 +87,7 @@ def open_model(model: str | Path) -> Checkpoint:
     if not path.is_dir():
         raise CaptureError(_not_found(str(model)))
     files = sorted(path.glob("*.gguf"))
-    if (path / "config.json").is_file() or not files:
+    if not files or any(path.glob("*.safetensors")):
         return open_folder(path)
     if len(files) > 1:
         raise CaptureError(
@@ -113,6 +113,11 @@ def _in_memory(module: nn.Module) -> Checkpoint:
         raise CaptureError(
             f"{type(module).__name__} has no language model's head; pass the ForCausalLM model, or "
             "example inputs to capture it as a plain module"
+        )
+    if module.config.model_type in ENCODERS and module.base_model is not module:
+        raise CaptureError(
+            f"{type(module).__name__} has a head of its own; pass its base model, or example "
+            "inputs to capture it as a plain module"
         )
     source: WeightSource = TensorSource(
         {**dict(module.named_parameters()), **dict(module.named_buffers())}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from qcompiler.core.errors import CaptureError
 from qcompiler.frontend.checkpoint import Checkpoint
 from qcompiler.frontend.families import check_config
 from qcompiler.frontend.gguf_config import gguf_config
@@ -20,6 +21,12 @@ def open_gguf(path: Path) -> Checkpoint:
         CaptureError: it is damaged, or its model is not supported.
     """
     file = GgufFile(path)
+    parts = file.metadata.get("split.count", 1)
+    if parts > 1:
+        raise CaptureError(
+            f"{path} is one of {parts} parts of a model; put them together first, with "
+            "llama-gguf-split --merge"
+        )
     config = gguf_config(file)
     check_config(config)
     model = skeleton(config)

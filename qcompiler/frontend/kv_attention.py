@@ -60,6 +60,9 @@ def _kv_attention_shape(
     return q.new_empty((b, s, h, v.shape[-1]))
 
 
+KV_ATTENTION = torch.ops.qcompiler.kv_attention.default
+
+
 class _KvLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
     """The cache of one layer: two inputs of the graph, which only the attention touches."""
 
@@ -145,7 +148,7 @@ class KvCaches(Cache):
             raise CaptureError(f"layer {layer} attends more than once, which cannot be captured")
         self.attended.append(layer)
         scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
-        out: torch.Tensor = torch.ops.qcompiler.kv_attention(
+        out: torch.Tensor = KV_ATTENTION(
             q, k, v, keys, values, self.position, scale, window, softcap
         )
         return out

@@ -15,6 +15,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 from qcompiler.core import ops
 from qcompiler.core.errors import CaptureError
 from qcompiler.frontend.export import functional
+from qcompiler.frontend.kv_attention import KV_ATTENTION
 
 aten = torch.ops.aten
 
@@ -34,18 +35,25 @@ CHECKS = frozenset(
 SAME = frozenset(
     {
         aten.alias.default,
-        aten.alpha_dropout.default,
         aten.clone.default,
         aten.contiguous.default,
         aten.detach.default,
         aten.detach_.default,
-        aten.dropout.default,
-        aten.feature_dropout.default,
         aten.lift_fresh.default,
         aten.lift_fresh_copy.default,
     }
 )
-"""Operators whose result is their first argument, in a model that does not train."""
+"""Operators whose result is their first argument."""
+
+DROPOUTS = frozenset(
+    {
+        aten.alpha_dropout.default,
+        aten.dropout.default,
+        aten.feature_alpha_dropout.default,
+        aten.feature_dropout.default,
+    }
+)
+"""Operators that are the same where a model does not train: (input, probability, training)."""
 
 CASTS = frozenset(
     {
@@ -177,12 +185,19 @@ class _Lifter:
         if _writes(node):
             raise CaptureError(f"the model changes a tensor in place with {target} {_where(node)}")
         first = node.args[0] if node.args else None
+        if target in DROPOUTS:
+            if node.args[2]:
+                raise CaptureError(
+                    "the program was exported while it trained, so it drops values at random; "
+                    "export it again after eval()"
+                )
+            return self._value(first, env)
         if target in SAME or (isinstance(first, fx.Node) and _keeps(node, first)):
             return self._value(first, env)
         args = self._value(node.args, env)
         kwargs = {k: self._value(v, env) for k, v in node.kwargs.items() if k not in PLACEMENT}
         val: Any = node.meta.get("val")
-        if target is torch.ops.qcompiler.kv_attention.default:
+        if target is KV_ATTENTION:
             return self._attention(args, val)
         if target in CASTS:
             return self._emit(aten.to.dtype, (args[0], val.dtype), {}, node, val)

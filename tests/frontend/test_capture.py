@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -56,11 +57,18 @@ def test_one_gguf_file_in_a_folder_is_opened(tmp_path: Path) -> None:
         open_model(tmp_path)
 
 
-def test_a_config_goes_before_a_gguf_file(tmp_path: Path) -> None:
+def test_safetensors_go_before_a_gguf_file(tmp_path: Path) -> None:
     (tmp_path / "a.gguf").write_bytes(b"GGUF")
+    (tmp_path / "model.safetensors").write_bytes(b"")
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(CaptureError, match=r"config\.json does not say its model_type"):
         open_model(tmp_path)
+
+
+def test_an_encoder_with_a_head_is_refused() -> None:
+    config = transformers.BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2)
+    with pytest.raises(CaptureError, match="BertForMaskedLM has a head of its own"):
+        capture(transformers.BertForMaskedLM(config))
 
 
 def test_a_module_needs_example_inputs() -> None:

@@ -193,13 +193,34 @@ def test_every_architecture_is_tested() -> None:
 
 @pytest.mark.parametrize("family_file", FILES)
 def test_a_file_computes_what_the_model_did(
-    family_file: str,
-    converted: Callable[[str], tuple[Path, PreTrainedModel]],
-    difference: Difference,
+    family_file: str, converted: Callable[[str], tuple[Path, PreTrainedModel]]
 ) -> None:
     path, model = converted(family_file)
+    opened = open_gguf(path)
+    read = {name: opened.weights.read(name) for name in opened.weights.names()}
+    filled = filled_in(opened.model, read)
+    ids = torch.randint(0, 256, (1, 20))
+    with torch.no_grad():
+        torch.testing.assert_close(filled(ids).logits, model(ids).logits, atol=1e-5, rtol=0)
+
+
+def filled_in(skeleton: PreTrainedModel, weights: dict[str, torch.Tensor]) -> PreTrainedModel:
+    """Build a skeleton's model with these weights, and the skeleton's buffers."""
+    model = type(skeleton)(skeleton.config)
+    model.load_state_dict(weights, strict=False)
+    missing = set(model.state_dict()) - set(weights)
+    assert missing <= {"lm_head.weight"}, "every weight is in the file, or tied"
+    for name, buffer in skeleton.named_buffers():
+        model.get_buffer(name).copy_(buffer)
+    return model.eval()
+
+
+def test_a_file_becomes_a_program(
+    converted: Callable[[str], tuple[Path, PreTrainedModel]], difference: Difference
+) -> None:
+    path, model = converted("llama-rope")
     program = capture(path)
-    assert program.info.source == "GGUF F32"
+    assert (program.info.name, program.info.source) == ("tiny", "GGUF F32")
     assert program.info.end_tokens == (7, 9)
     assert difference(program, model) <= 1e-5
 
@@ -263,6 +284,16 @@ def test_metadata_that_do_not_fit_are_refused(
     write(tmp_path / "x.gguf", "llama", said, tensors(model, "llama"))
     with pytest.raises(CaptureError, match=message):
         capture(tmp_path / "x.gguf")
+
+
+def test_a_part_of_a_file_is_refused(tmp_path: Path) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "x-00001-of-00003.gguf", "llama")
+    writer.add_uint16("split.count", 3)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    with pytest.raises(CaptureError, match="is one of 3 parts of a model; put them together"):
+        capture(tmp_path / "x-00001-of-00003.gguf")
 
 
 def test_a_rotary_embedding_that_depends_on_length_is_refused(

@@ -292,6 +292,16 @@ def test_an_exported_program_with_state_and_constants() -> None:
     assert set(program.weights) >= {"count", "w"}
 
 
+def test_a_program_exported_while_it_trained_is_refused() -> None:
+    class Dropping(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return functional.dropout(x, 0.5, training=True)
+
+    exported = torch.export.export(Dropping(), (torch.ones(2),))
+    with pytest.raises(CaptureError, match=r"exported while it trained.*after eval\(\)"):
+        capture(exported)
+
+
 def test_attention_of_an_encoder_is_not_taken_for_a_decoder() -> None:
     def attend(self: nn.Module, x: torch.Tensor) -> torch.Tensor:
         return functional.scaled_dot_product_attention(x, x, x)
