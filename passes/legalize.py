@@ -99,7 +99,7 @@ def _check_operators(program: Program) -> None:
         if node.op == "call_function" and not has_lowering(node.target):
             raise UnsupportedError(
                 f"operator {target_name(node)} ({_origin(node)}) has no kernel yet; write that "
-                "part of the model with operators that have one, which docs/ir.md lists"
+                "part of the model with operators that have one: qcompiler.core.legal lists them"
             )
 
 

@@ -56,6 +56,20 @@ def test_a_pass_comes_back_from_its_spec(step: type[Pass]) -> None:
     assert build_pass(said.pop("name"), said, pass_table(PASSES)) == example(step)
 
 
+@pytest.mark.parametrize("step", PASSES, ids=lambda step: step.name)
+def test_the_page_on_passes_has_a_pass_with_its_stages_and_options(step: type[Pass]) -> None:
+    page = Path(__file__).parents[2] / "docs" / "passes.md"
+    row = next(line for line in page.read_text().splitlines() if f"| `{step.name}` |" in line)
+    stages, options = [cell.strip() for cell in row.split("|")][2:5:2]
+    accepted, _, left = stages.partition(" → ")
+    if accepted == "any but legal":
+        accepted = "float, planned, quantized"
+    assert set(accepted.split(", ")) == {str(stage) for stage in step.accepts}
+    assert left == ("" if step.yields is None else str(step.yields))
+    for field in dataclasses.fields(step):
+        assert f"`{field.name}`" in options
+
+
 def test_names_are_unique() -> None:
     assert len(pass_table(PASSES)) == len(PASSES)
 
