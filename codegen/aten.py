@@ -29,10 +29,6 @@ def _arguments(f: FunctionLowering, node: fx.Node, *defaults: Any) -> list[Any]:
     return given + list(defaults[len(given) :])
 
 
-def _dtype(dtype: torch.dtype | None, otherwise: str) -> str:
-    return otherwise if dtype is None else DTYPES[dtype]
-
-
 def _promote(f: FunctionLowering, node: fx.Node, *operands: Any) -> list[Any]:
     """Cast operands to the type torch computes in, and numbers to constants of it."""
     tensors = [o for o in operands if isinstance(o, Value)]
@@ -298,7 +294,7 @@ def _index_select(f: FunctionLowering, node: fx.Node) -> Value:
 def _arange(f: FunctionLowering, node: fx.Node) -> Value:
     bounds = [f.argument(a) for a in node.args]
     start, end, step = {1: (0, *bounds, 1), 2: (*bounds, 1)}.get(len(bounds), tuple(bounds))
-    dtype = _dtype(node.kwargs.get("dtype"), DTYPES[node.meta["val"].dtype])
+    dtype = DTYPES[node.meta["val"].dtype]
     length = f.simplified(tirx.floordiv(end - start + step - 1 + tirx.const(0, "int64"), step))
 
     def make() -> te.Tensor:

@@ -77,7 +77,8 @@ class FunctionLowering:
     def lower(self, name: str, phase: Phase) -> None:
         """Emit the function `name`: the graph's inputs except caches, then a tuple of caches, then of weights."""
         sizes = _Sizes(self.fixed_sizes(phase))
-        inputs, caches = [], []
+        inputs: list[tuple[fx.Node, relax.TensorType, tuple[Size, ...]]] = []
+        caches: list[tuple[fx.Node, relax.TensorType, tuple[Size, ...]]] = []
         for node in self.program.placeholders():
             val = node.meta["val"]
             shape = tuple(sizes.size(d) for d in val.shape)

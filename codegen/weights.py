@@ -112,7 +112,7 @@ class PackedWeights:
         self._places[name, "raw"] = [len(self.entries)]
         dtype = str(weights.dtype(name)).removeprefix("torch.")
         self.entries.append(WeightArray(name, dtype, tuple(weights.shape(name))))
-        self._makers.append(lambda: {name: weights.get(name).contiguous().numpy()})
+        self._makers.append(lambda: {name: weights.tensor(name).contiguous().numpy()})
 
     def _pack(self, name: str, packing: Packing) -> dict[str, np.ndarray]:
         weight = self._program.weights.get(name)

@@ -99,7 +99,8 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
     [[-0.6931, -0.6931]]
     """
     shifted = logits - logits.max(-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    result: np.ndarray = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    return result
 
 
 def _error(values: np.ndarray) -> float:

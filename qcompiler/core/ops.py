@@ -227,7 +227,8 @@ def rope_attention(
     qkv: [b, s, (h + 2·hk)·d], queries first, then keys, then values. Returns [b, s, h·d].
     """
     kv_heads, d = k_cache.shape[1], k_cache.shape[3]
-    q, k, v = qkv.unflatten(-1, (heads + 2 * kv_heads, d)).split((heads, kv_heads, kv_heads), 2)
+    each = qkv.reshape(*qkv.shape[:2], heads + 2 * kv_heads, d)
+    q, k, v = torch.split(each, [heads, kv_heads, kv_heads], 2)
     q = rotary(q, cos, sin, interleaved=interleaved)
     k = rotary(k, cos, sin, interleaved=interleaved)
     y = attention(q, k, v, k_cache, v_cache, position, scale=scale, window=window, softcap=softcap)

@@ -21,7 +21,8 @@ def quantize_activation(x: torch.Tensor, form: TensorFormat) -> tuple[torch.Tens
     size = form.group_size(k)
     groups = form.groups(k)
     x = x.to(torch.float32)
-    padded = torch.nn.functional.pad(x, (0, groups * size - k)).unflatten(-1, (groups, size))
+    padded = torch.nn.functional.pad(x, (0, groups * size - k))
+    padded = padded.reshape(*x.shape[:-1], groups, size)
     top = float((1 << (form.bits - 1)) - 1)
     largest = padded.abs().amax(-1)
     # The reciprocal is taken once per group and multiplied, as the kernels do.
