@@ -33,15 +33,53 @@ MODEL_TYPES = {
 """GGUF architectures that can be read, with the `model_type` of each."""
 
 
+TABLE = "token_embd.weight"
+
+NEUTRAL: dict[str, tuple[object, ...]] = {
+    "attention.causal": (True,),
+    "attention.clamp_kqv": (0.0,),
+    "attention.max_alibi_bias": (0.0,),
+    "attention.scale": (1.0,),
+    "attention.sliding_window": (0,),
+    "attention.sliding_window_pattern": (6,),
+    "attn_logit_softcapping": (0.0,),
+    "embedding_scale": (1.0,),
+    "expert_count": (0,),
+    "expert_shared_count": (0,),
+    "expert_weights_scale": (0.0, 1.0),
+    "final_logit_softcapping": (0.0,),
+    "logit_scale": (1.0,),
+    "residual_scale": (1.0,),
+    "rope.scaling.attn_factor": (1.0,),
+    "rope.scaling.yarn_attn_factor": (1.0,),
+    "rope.scaling.yarn_beta_fast": (32.0,),
+    "rope.scaling.yarn_beta_slow": (1.0,),
+    "rope.scaling.yarn_ext_factor": (1.0,),
+}
+"""Metadata that change what a model computes, with the values that do not."""
+
+
 class _Metadata:
-    """Metadata of one architecture, whose names begin with it."""
+    """Metadata of one architecture, whose names begin with it; remembers what was asked for."""
 
     def __init__(self, file: GgufFile) -> None:
         self.file = file
         self.tensors = frozenset(file.names())
+        self.asked: set[str] = set()
+
+    def refuse_unasked(self) -> None:
+        """Refuse what would change the result if anyone had asked for it."""
+        for key, neutral in NEUTRAL.items():
+            value = self.file.metadata.get(f"{self.file.architecture}.{key}")
+            if key not in self.asked and value is not None and value not in neutral:
+                raise CaptureError(
+                    f"{self.file.path} sets '{key}' to {value}, which is not supported for "
+                    f"'{self.file.architecture}' models"
+                )
 
     def get(self, key: str, default: Any = None) -> Any:
         """Return a value, one for all layers where there is one for each."""
+        self.asked.add(key)
         value = self.file.metadata.get(f"{self.file.architecture}.{key}", default)
         if not isinstance(value, list):
             return value
@@ -82,15 +120,15 @@ def gguf_config(file: GgufFile) -> PretrainedConfig:
             f"cannot be read; supported: {', '.join(MODEL_TYPES)}"
         )
     metadata = _Metadata(file)
-    if metadata.get("expert_count") and file.architecture != "qwen3moe":
-        raise CaptureError(
-            f"{file.path} holds a '{file.architecture}' model with experts, which cannot be read"
-        )
-    extra = EXTRA.get(file.architecture)
-    settings = _common(metadata) | (extra(metadata) if extra is not None else {})
     kind = MODEL_TYPES[file.architecture]
     try:
+        _check_size(metadata)
+        extra = EXTRA.get(file.architecture)
+        settings = _common(metadata) | (extra(metadata) if extra is not None else {})
+        metadata.refuse_unasked()
         config: PretrainedConfig = AutoConfig.for_model(kind, **settings)
+    except CaptureError:
+        raise
     except Exception as error:
         reason = " ".join(str(error).split()).rstrip(".")
         raise CaptureError(
@@ -99,10 +137,27 @@ def gguf_config(file: GgufFile) -> PretrainedConfig:
     return config
 
 
+def _check_size(m: _Metadata) -> None:
+    """Make sure of the sizes that say how much is to be built, before it is."""
+    if TABLE not in m.tensors:
+        raise CaptureError(f"{m.file.path} holds no '{TABLE}', so it is no language model")
+    width, layers = m["embedding_length"], m["block_count"]
+    if m.file.shape(TABLE)[1:] != (width,):
+        raise CaptureError(
+            f"{m.file.path} says that its embeddings are {width} wide, but '{TABLE}' has the shape "
+            f"{list(m.file.shape(TABLE))}"
+        )
+    if not any(name.startswith(f"blk.{layers - 1}.") for name in m.tensors):
+        raise CaptureError(
+            f"{m.file.path} says that it has {layers} layers, but holds no tensor of the last; "
+            "download it again"
+        )
+
+
 def _common(m: _Metadata) -> dict[str, Any]:
     heads = m["attention.head_count"]
     settings = {
-        "vocab_size": m.file.shape("token_embd.weight")[0],
+        "vocab_size": m.file.shape(TABLE)[0],
         "hidden_size": m["embedding_length"],
         "intermediate_size": m["feed_forward_length"],
         "num_hidden_layers": m["block_count"],

@@ -267,11 +267,16 @@ def test_an_unknown_architecture_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"expert_count": 8}, "a 'llama' model with experts"),
+        ({"expert_count": 8}, "sets 'expert_count' to 8, which is not supported for 'llama'"),
+        ({"attention.sliding_window": 64}, "sets 'attention.sliding_window' to 64"),
+        ({"rope.scaling.attn_factor": 1.5}, r"sets 'rope\.scaling\.attn_factor' to 1\.5"),
         ({"attention.head_count": [4, 2]}, "gives every layer its own 'attention.head_count'"),
         ({"block_count": None}, "does not say its 'block_count'"),
         ({"rope.scaling.type": "longrope"}, "in the way 'longrope'"),
-        ({"block_count": 3}, r"lacks 9 of the 31 tensors .* 'model.layers.2"),
+        ({"block_count": 3}, "says that it has 3 layers, but holds no tensor of the last"),
+        ({"block_count": "many"}, "describes a model that makes no sense"),
+        ({"attention.head_count": 0}, "describes a model that makes no sense"),
+        ({"embedding_length": 96}, r"its embeddings are 96 wide, but .* \[256, 64\]"),
         ({"block_count": 1}, "holds 9 tensors that 'llama' models have no place for"),
         ({"feed_forward_length": 96}, r"shape \[128, 64\], but .* asks for \[96, 64\]"),
     ],
@@ -283,6 +288,21 @@ def test_metadata_that_do_not_fit_are_refused(
     said = {k: v for k, v in (metadata(model, "llama") | change).items() if v is not None}
     write(tmp_path / "x.gguf", "llama", said, tensors(model, "llama"))
     with pytest.raises(CaptureError, match=message):
+        capture(tmp_path / "x.gguf")
+
+
+def test_a_missing_tensor_is_named(tmp_path: Path, tiny_model: Build) -> None:
+    model = tiny_model("llama")
+    held = tensors(model, "llama")
+    del held["blk.0.ffn_up.weight"]
+    write(tmp_path / "x.gguf", "llama", metadata(model, "llama"), held)
+    with pytest.raises(CaptureError, match=r"lacks 1 of the 22 .* 'model\.layers\.0\.mlp\.up_proj"):
+        capture(tmp_path / "x.gguf")
+
+
+def test_a_file_without_an_embedding_table_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "x.gguf", "llama", {}, {"other": np.zeros((2, 2), dtype=np.float32)})
+    with pytest.raises(CaptureError, match=r"holds no 'token_embd\.weight', so it is no language"):
         capture(tmp_path / "x.gguf")
 
 
@@ -330,6 +350,7 @@ def test_the_largest_gemma_scales_queries_in_its_own_way(
         "attention.key_length": 256,
         "attention.sliding_window": 8,
     }
-    held = {"token_embd.weight": np.zeros((3, 4608), dtype=np.float32)}
+    table = np.zeros((3, 4608), dtype=np.float32)
+    held = {"token_embd.weight": table, f"blk.{layers - 1}.attn_norm.weight": table[0]}
     write(tmp_path / "x.gguf", architecture, said, held)
     assert open_gguf(tmp_path / "x.gguf").model.config.query_pre_attn_scalar == scalar
