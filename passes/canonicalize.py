@@ -15,7 +15,6 @@ from passes.patterns.norm import NORMS
 from passes.patterns.rotary import ROTARIES
 from passes.patterns.views import VIEWS
 from passes.rewrite import Rule, rewrite
-from qcompiler.core.blocks import find_blocks
 from qcompiler.core.pass_base import Pass, PassContext
 from qcompiler.core.program import Program
 from qcompiler.core.stage import Stage
@@ -36,7 +35,7 @@ RECOGNIZERS: tuple[Rule, ...] = (
 class Canonicalize(Pass):
     """Recognise products, norms, rotary embeddings, activations and attention, however written.
 
-    What is not recognised stays an operator of aten. Sets the program's blocks.
+    What is not recognised stays an operator of aten; docs/ir.md lists the forms it comes in.
     """
 
     name: ClassVar[str] = "canonicalize"
@@ -50,4 +49,3 @@ class Canonicalize(Pass):
         # Now that most of what stood between two permutes is one operator, bring them together.
         rewrite(graph, (*RECOGNIZERS, *MOTIONS))
         store_transposed(graph, weights)
-        program.blocks = find_blocks(graph)

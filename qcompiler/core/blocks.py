@@ -1,7 +1,7 @@
 """Find the repeated decoder layers of a model in its graph.
 
-The nodes that use weights or caches, in topological order, are read as a string of labels (operator
-and shapes); the layers are its longest tandem repeat. They are cut where the fewest values cross,
+The nodes that use weights, in topological order, are read as a string of labels (operator and
+shapes); the layers are its longest tandem repeat. They are cut where the fewest values cross,
 and blocks whose Weisfeiler-Lehman hashes (operators, attributes, shapes, and how all is connected)
 agree share one kind. What uses no weight may differ from layer to layer: SmolLM3 leaves the rotary
 embedding out of every fourth.
@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from torch import fx
 
-from qcompiler.core import ops
 from qcompiler.core.printer import target_name
 from qcompiler.core.program import Block
 
@@ -53,9 +52,7 @@ def find_blocks(graph: fx.Graph) -> tuple[Block, ...]:
 
 
 def _is_anchor(node: fx.Node) -> bool:
-    """Tell whether a node reads a weight or a cache."""
-    if node.target in (ops.attention, ops.rope_attention):
-        return True
+    """Tell whether a node uses a weight."""
     return any(source.op == "get_attr" for source in node.all_input_nodes)
 
 
