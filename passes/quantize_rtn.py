@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from torch import fx
 
-from passes.rounding import Span, round_to_nearest
+from passes.rounding import round_to_nearest
 from qcompiler.core import ops
 from qcompiler.core.errors import QCompilerError
 from qcompiler.core.formats import QuantScheme
@@ -36,7 +36,7 @@ class QuantizeRtn(Pass):
     accepts: ClassVar[frozenset[Stage]] = frozenset({Stage.PLANNED})
     yields: ClassVar[Stage] = Stage.QUANTIZED
 
-    range: Span = "full"
+    range: Literal["full", "restricted"] = "full"
 
     def run(self, program: Program, context: PassContext) -> None:
         planned = _planned(program)
