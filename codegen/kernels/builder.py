@@ -19,6 +19,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from tvm import tirx
+from tvm.ir import TensorLoad
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as script
 from tvm.tirx import op
@@ -89,7 +90,9 @@ def bind(value: Expr) -> Expr:
     """Compute a value here, once, and name it."""
     if isinstance(value, int):
         return value
-    return settle(value) if lanes_of(value) > 1 else script.bind(value)
+    if lanes_of(value) == 1 or isinstance(value, TensorLoad):
+        return script.bind(value)
+    return settle(value)
 
 
 def settle(value: Expr) -> Expr:
