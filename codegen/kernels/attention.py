@@ -154,7 +154,9 @@ def attend(spec: AttentionSpec, target: Target, rows: Rows, new: NewTokens, cach
 def _attend_one(
     spec: AttentionSpec, target: Target, new: NewTokens, cache: Cache, position: Expr
 ) -> None:
-    single = SingleAttention(
+    zero = constant(0, "int64")
+    first = tirx.Max(zero, position - (spec.window - 1)) if spec.window else zero
+    SingleAttention(
         heads=spec.heads,
         kv_heads=spec.kv_heads,
         head_size=spec.head_size,
@@ -162,17 +164,11 @@ def _attend_one(
         softcap=spec.softcap,
         lanes=target.lanes,
         registers=target.vector_registers,
-    )
-    zero = constant(0, "int64")
-    first = tirx.Max(zero, position - (spec.window - 1)) if spec.window else zero
-    single.emit(
-        lambda head, to: new.write_query(zero, head, to),
-        lambda head, key: Row(cache.keys, (0, head, key, 0)),
-        lambda head, key: Row(cache.values, (0, head, key, 0)),
-        lambda head: new.output(zero, head),
-        settle(first),
-        settle(position + 1),
-    )
+        write_query=lambda head, to: new.write_query(zero, head, to),
+        key=lambda head, key: Row(cache.keys, (0, head, key, 0)),
+        value=lambda head, key: Row(cache.values, (0, head, key, 0)),
+        output=lambda head: new.output(zero, head),
+    ).emit(settle(first), settle(position + 1))
 
 
 def _attend_many(
