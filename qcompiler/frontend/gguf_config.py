@@ -73,7 +73,7 @@ class _Metadata:
             value = self.file.metadata.get(f"{self.file.architecture}.{key}")
             if key not in self.asked and value is not None and value not in neutral:
                 raise CaptureError(
-                    f"{self.file.path} sets '{key}' to {value}, which is not supported for "
+                    f"{self.file.path} sets '{key}' to {value!r:.40}, which is not supported for "
                     f"'{self.file.architecture}' models"
                 )
 

@@ -27,6 +27,7 @@ from qcompiler.core.errors import CaptureError
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 STRING, ARRAY = 8, 9
+LONGEST_NAME = 128
 SCALARS = {
     0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d",
 }  # fmt: skip
@@ -125,6 +126,7 @@ class GgufFile:
             metadata[key] = reader.value(reader.unpack("<I")[0])
         if "general.architecture" not in metadata:
             raise ValueError("it does not say which architecture it holds")
+        _check_name(str(metadata["general.architecture"]))
         self.metadata: Mapping[str, Any] = metadata
         table = [self._entry(reader) for _ in range(tensors)]
         alignment = int(metadata.get("general.alignment", 32))
@@ -144,6 +146,7 @@ class GgufFile:
 
     def _entry(self, reader: _Reader) -> tuple[str, tuple[int, ...], GGMLQuantizationType, int]:
         name = reader.string()
+        _check_name(name)
         (dimensions,) = reader.unpack("<I")
         if dimensions > 8:
             raise ValueError(f"'{name}' has {dimensions} dimensions, so the file is damaged")
@@ -156,6 +159,12 @@ class GgufFile:
         if not _readable(kind):
             raise ValueError(f"'{name}' is stored as {kind.name}, which cannot be turned to floats")
         return name, tuple(reversed(sizes)), kind, offset
+
+
+def _check_name(name: str) -> None:
+    """Refuse a name that no converter writes, before it is part of a message."""
+    if len(name) > LONGEST_NAME or not name.isprintable():
+        raise ValueError(f"a name in it is unreadable ({name[:20]!r}), so the file is damaged")
 
 
 @cache

@@ -63,14 +63,23 @@ class GgufWeights:
     def shape(self, name: str) -> tuple[int, ...]:
         recipe = self._recipes[name]
         blanks = [torch.empty(self._file.shape(s), device="meta") for s in recipe.sources]
-        return tuple(recipe.convert(blanks).shape)
+        return tuple(self._convert(recipe, blanks).shape)
 
     def dtype(self, name: str) -> torch.dtype:
         return self._file.dtype(self._recipes[name].sources[0])
 
     def read(self, name: str) -> torch.Tensor:
         recipe = self._recipes[name]
-        return recipe.convert([self._file.read(source) for source in recipe.sources])
+        return self._convert(recipe, [self._file.read(source) for source in recipe.sources])
+
+    def _convert(self, recipe: _Recipe, tensors: list[torch.Tensor]) -> torch.Tensor:
+        try:
+            return recipe.convert(tensors)
+        except RuntimeError as error:
+            raise CaptureError(
+                f"'{recipe.sources[0]}' in {self._file.path} has a shape that does not go with its "
+                f"metadata ({list(tensors[0].shape)}); download the file again"
+            ) from error
 
 
 def correct_frequencies(model: nn.Module, file: GgufFile) -> None:

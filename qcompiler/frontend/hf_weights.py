@@ -24,6 +24,7 @@ from transformers.core_model_loading import (
     rename_source_key,
 )
 
+from qcompiler.core.errors import CaptureError
 from qcompiler.core.weights import WeightSource
 
 
@@ -95,7 +96,13 @@ class HuggingFaceWeights:
             # A callable is read when its turn comes; the type names only one of the two it takes.
             later: Any = partial(read, stored)
             converter.add_tensor(recipe.first, stored, pattern, later)
-        made = converter.convert(recipe.first, model=self._model, config=self._model.config)
-        result: Any = made[name]
+        try:
+            made = converter.convert(recipe.first, model=self._model, config=self._model.config)
+            result: Any = made[name]
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise CaptureError(
+                f"'{name}' cannot be made of {len(recipe.parts)} stored tensors, such as "
+                f"'{recipe.parts[0][1]}': {' '.join(str(error).split())}"
+            ) from error
         tensor: torch.Tensor = result[0] if isinstance(result, list) else result
         return tensor

@@ -275,6 +275,10 @@ def test_an_unknown_architecture_is_named(tmp_path: Path) -> None:
         ({"rope.scaling.type": "longrope"}, "in the way 'longrope'"),
         ({"block_count": 3}, "says that it has 3 layers, but holds no tensor of the last"),
         ({"block_count": "many"}, "describes a model that makes no sense"),
+        (
+            {"attention.head_count": 64, "attention.head_count_kv": 64},
+            r"'blk\.0\.attn_q\.weight' .* does not go with its metadata",
+        ),
         ({"attention.head_count": 0}, "describes a model that makes no sense"),
         ({"embedding_length": 96}, r"its embeddings are 96 wide, but .* \[256, 64\]"),
         ({"block_count": 1}, "holds 9 tensors that 'llama' models have no place for"),

@@ -85,6 +85,15 @@ def test_weights_come_back_under_the_modules_names(
         assert weights.dtype(name) == parameter.dtype
 
 
+def test_a_lost_expert_is_noticed(tmp_path: Path, tiny_model: Build) -> None:
+    tiny_model("qwen3_moe").save_pretrained(tmp_path)
+    stored = load_file(tmp_path / "model.safetensors")
+    del stored["model.layers.1.mlp.experts.3.gate_proj.weight"]
+    save_file(stored, tmp_path / "model.safetensors")
+    with pytest.raises(CaptureError, match=r"'model\.layers\.1\.mlp\.experts\.gate_up_proj'"):
+        capture(tmp_path)
+
+
 def test_names_of_an_older_time_are_understood(tmp_path: Path) -> None:
     model = transformers.BertModel(BERT).eval()
     model.save_pretrained(tmp_path)
