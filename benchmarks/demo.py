@@ -24,7 +24,9 @@ TOKENS = 2048
 
 def command(*arguments: str) -> None:
     """Run the command line as a user would, and show what was typed."""
-    print("\n$ qcompiler " + " ".join(a if " " not in a else f'"{a}"' for a in arguments), flush=True)
+    print(
+        "\n$ qcompiler " + " ".join(a if " " not in a else f'"{a}"' for a in arguments), flush=True
+    )
     subprocess.run([sys.executable, "-m", "qcompiler.cli", *arguments], check=True)
 
 
@@ -45,7 +47,8 @@ def main() -> None:
     print("\nmeasuring quality and speed …", flush=True)
     text = sample_text()
     quality = qcompiler.evaluate(ARTIFACT, text=text, reference=MODEL, tokens=TOKENS)
-    assert quality.nll_difference is not None and quality.kl is not None
+    assert quality.nll_difference is not None
+    assert quality.kl is not None
     source = packaged_file(MODEL)
     options = argparse.Namespace(prompt_tokens=512, generate_tokens=128, threads=2)
     rows = [
@@ -61,7 +64,9 @@ def main() -> None:
     for name in ("", "size on disk", "perplexity", "prefill of 512, tokens/s", "decode, tokens/s"):
         table.add_column(name, justify="right" if name else "left")
     for name, path, nll, speed in rows:
-        size = sum(f.stat().st_size for f in path.rglob("*")) if path.is_dir() else path.stat().st_size
+        size = (
+            sum(f.stat().st_size for f in path.rglob("*")) if path.is_dir() else path.stat().st_size
+        )
         table.add_row(
             name,
             f"{size / 1e6:.0f} MB" + ("" if path.is_dir() else " (GGUF Q4_1)"),

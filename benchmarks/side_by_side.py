@@ -2,9 +2,9 @@
 
     python benchmarks/side_by_side.py [--rounds 3] [--json FILE]
 
-Engines take turns, each in a process of its own, so that a drift of the machine's speed meets all of
-them; the best and the median over all rounds are shown. Rivals that are not installed are left out,
-with the command that installs them.
+Engines take turns, each in a process of its own, so that a drift of the machine's speed meets all
+of them; the best and the median over all rounds are shown. Rivals that are not installed are left
+out, with the command that installs them.
 """
 
 from __future__ import annotations

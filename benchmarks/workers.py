@@ -138,9 +138,7 @@ def main() -> None:
     options = parser.parse_args()
     # Any tokens do: no engine's time depends on which they are.
     prompt = [100 + i * 37 % 20000 for i in range(options.prompt_tokens)]
-    runs = ENGINES[options.engine](
-        options.model, prompt, options.generate_tokens, options.threads
-    )
+    runs = ENGINES[options.engine](options.model, prompt, options.generate_tokens, options.threads)
     result = measure(runs, options.prompt_tokens, options.generate_tokens, options.repeats)
     print(json.dumps(result))
 

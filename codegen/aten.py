@@ -24,7 +24,7 @@ Lowering = Callable[[FunctionLowering, fx.Node], Any]
 
 
 def _arguments(f: FunctionLowering, node: fx.Node, *defaults: Any) -> list[Any]:
-    """Return a node's positional arguments, in the schema's order, with defaults for missing ones."""
+    """Return a node's positional arguments, in order, with defaults for missing ones."""
     given = [f.argument(a) for a in node.args]
     return given + list(defaults[len(given) :])
 
@@ -42,7 +42,9 @@ def _promote(f: FunctionLowering, node: fx.Node, *operands: Any) -> list[Any]:
     return [
         (o if o.dtype == kind else f.compute(topi.cast, o, dtype=kind))
         if isinstance(o, Value)
-        else tirx.const(o, kind) if isinstance(o, int | float | bool) else o.astype(kind)
+        else tirx.const(o, kind)
+        if isinstance(o, int | float | bool)
+        else o.astype(kind)
         for o in operands
     ]
 
@@ -134,7 +136,9 @@ def _unsqueeze(f: FunctionLowering, node: fx.Node) -> Value:
 def _squeeze(f: FunctionLowering, node: fx.Node) -> Value:
     x, axes = _arguments(f, node, None, list(range(len(f.argument(node.args[0]).shape))))
     axes = {_axis(x, a) for a in (axes if isinstance(axes, list) else [axes])}
-    keep = [d for i, d in enumerate(x.shape) if i not in axes or not (isinstance(d, int) and d == 1)]
+    keep = [
+        d for i, d in enumerate(x.shape) if i not in axes or not (isinstance(d, int) and d == 1)
+    ]
     return Value(x.var, tuple(keep))
 
 
@@ -168,7 +172,9 @@ def _transpose_2d(f: FunctionLowering, node: fx.Node) -> Value:
 def _expand(f: FunctionLowering, node: fx.Node) -> Value:
     x, shape = f.argument(node.args[0]), f.argument(node.args[1])
     padded = (1,) * (len(shape) - len(x.shape)) + x.shape
-    goal = tuple(p if isinstance(s, int) and s == -1 else s for p, s in zip(padded, shape, strict=True))
+    goal = tuple(
+        p if isinstance(s, int) and s == -1 else s for p, s in zip(padded, shape, strict=True)
+    )
     if f.product(padded) is f.product(goal) or str(f.product(padded)) == str(f.product(goal)):
         return Value(x.var, goal)
     return f.compute(topi.broadcast_to, x, shape=goal)
@@ -199,6 +205,7 @@ def _take_range(
     length = f.simplified(tirx.floordiv(end - start + step - 1 + tirx.const(0, "int64"), step))
     if str(length) == str(x.shape[axis]) and step == 1:
         return x
+
     # Symbolic sizes go in as arguments, because the expression is made over copies of them.
     def gather(t: te.Tensor, start: Size, length: Size) -> te.Tensor:
         return te.compute(
@@ -250,7 +257,9 @@ def _concatenate(f: FunctionLowering, node: fx.Node) -> Value:
     tensors, axis = _arguments(f, node, None, 0)
     inputs = [f.shaped(t) for t in tensors]
     var = f.builder.emit_te(
-        lambda *t: topi.concatenate(t, axis=_axis(tensors[0], axis)), *inputs, primfunc_name_hint="concatenate"
+        lambda *t: topi.concatenate(t, axis=_axis(tensors[0], axis)),
+        *inputs,
+        primfunc_name_hint="concatenate",
     )
     return f.value(var)
 
@@ -298,9 +307,7 @@ def _arange(f: FunctionLowering, node: fx.Node) -> Value:
     length = f.simplified(tirx.floordiv(end - start + step - 1 + tirx.const(0, "int64"), step))
 
     def make() -> te.Tensor:
-        return te.compute(
-            (length,), lambda i: (start + i * step).astype(dtype), name="arange"
-        )
+        return te.compute((length,), lambda i: (start + i * step).astype(dtype), name="arange")
 
     return f.compute(make)
 
@@ -376,11 +383,17 @@ def _batched(f: FunctionLowering, a: Value, b: Value) -> Value:
         raise UnsupportedError("a product over a dynamic dimension has no kernel")
 
     def product(x: te.Tensor, y: te.Tensor) -> te.Tensor:
-        lead = [p if not (isinstance(p, int) and p == 1) else q for p, q in zip(a.shape[:-2], b.shape[:-2], strict=True)]
+        lead = [
+            p if not (isinstance(p, int) and p == 1) else q
+            for p, q in zip(a.shape[:-2], b.shape[:-2], strict=True)
+        ]
         k = te.reduce_axis((0, b.shape[-2]), "k")
 
         def at(t: Value, index: tuple[Any, ...]) -> list[Any]:
-            return [0 if isinstance(d, int) and d == 1 else i for d, i in zip(t.shape[:-2], index, strict=True)]
+            return [
+                0 if isinstance(d, int) and d == 1 else i
+                for d, i in zip(t.shape[:-2], index, strict=True)
+            ]
 
         return te.compute(
             (*lead, a.shape[-2], b.shape[-1]),
@@ -394,9 +407,7 @@ def _batched(f: FunctionLowering, a: Value, b: Value) -> Value:
 def _where(f: FunctionLowering, node: fx.Node) -> Value:
     condition, a, b = _arguments(f, node)
     dtype = DTYPES[node.meta["val"].dtype]
-    operands = [
-        o if isinstance(o, Value) else _scalar(f, o, dtype) for o in (a, b)
-    ]
+    operands = [o if isinstance(o, Value) else _scalar(f, o, dtype) for o in (a, b)]
     return f.compute(topi.where, condition, *operands)
 
 

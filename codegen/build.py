@@ -24,7 +24,9 @@ def build(module: tvm.IRModule, target: Target, path: Path) -> None:
     linker = find_linker()
     executable = compile_module(module, target)
     # No build id, no symbols: the same input gives the same bytes.
-    executable.export_library(str(path), cc=linker, options=["-shared", "-fPIC", "-s", "-Wl,--build-id=none"])
+    executable.export_library(
+        str(path), cc=linker, options=["-shared", "-fPIC", "-s", "-Wl,--build-id=none"]
+    )
 
 
 def compile_module(module: tvm.IRModule, target: Target) -> tvm.runtime.Executable:

@@ -75,7 +75,7 @@ class FunctionLowering:
         self._analyzer = sym.Analyzer()
 
     def lower(self, name: str, phase: Phase) -> None:
-        """Emit the function `name`: the graph's inputs except caches, then a tuple of caches, then of weights."""
+        """Emit the function `name` of the graph's inputs, a tuple of caches and one of weights."""
         sizes = _Sizes(self.fixed_sizes(phase))
         inputs: list[tuple[fx.Node, relax.TensorType, tuple[Size, ...]]] = []
         caches: list[tuple[fx.Node, relax.TensorType, tuple[Size, ...]]] = []
@@ -259,4 +259,3 @@ class _Sizes:
         if name not in self._sizes:
             self._sizes[name] = tirx.Var(name, "int64")
         return self._sizes[name]
-

@@ -1,7 +1,7 @@
 """Schedule what no kernel of ours covers: elementwise work, reductions, reshapes, softmax.
 
-Elementwise producers are folded into their consumers, outer loops are fused and run in parallel, and
-the innermost loop is vectorised where its extent is known and divides.
+Elementwise producers are folded into their consumers, outer loops are fused and run in parallel,
+and the innermost loop is vectorised where its extent is known and divides.
 """
 
 from __future__ import annotations

@@ -129,7 +129,7 @@ def _embedding(f: FunctionLowering, node: fx.Node) -> Value:
 
 
 def _quantize_spec(node: fx.Node, k: int) -> QuantizeSpec:
-    """Find the weight group that quantised activations will meet, from the products that read them."""
+    """Find the weight group that activations will meet, from the products that read them."""
     form: TensorFormat = _options(node)["form"]
     groups = {
         QuantScheme.parse(str(reader.kwargs["scheme"])).weight.group_size(k)

@@ -12,7 +12,7 @@ from tvm import relax
 
 from codegen.packing import Packing, code_packing, float_packing, pack, pack_float
 from qcompiler.core import ops
-from qcompiler.core.program import Program, value
+from qcompiler.core.program import Program
 from qcompiler.core.qtensor import QuantizedTensor
 from qcompiler.core.target import Target
 
@@ -54,7 +54,7 @@ class PackedWeights:
                 self._visit(node)
 
     def packed(self, name: str) -> list[int]:
-        """Return the places of a matrix's arrays: codes, scales and zero points, or float weights."""
+        """Return the places of a matrix's arrays: codes, scales, zero points, or float weights."""
         return self._places[name, "packed"]
 
     def raw(self, name: str) -> list[int]:
@@ -102,7 +102,9 @@ class PackedWeights:
         self._places[name, "packed"] = list(
             range(len(self.entries), len(self.entries) + len(parts))
         )
-        self.entries += [WeightArray(f"{name}/{part}", dtype, (size,)) for part, dtype, size in parts]
+        self.entries += [
+            WeightArray(f"{name}/{part}", dtype, (size,)) for part, dtype, size in parts
+        ]
         self._makers.append(lambda: self._pack(name, packing))
 
     def _add_raw(self, name: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from codegen.lower import lower
 from passes import PASSES
 from qcompiler.assembly import assemble
 from qcompiler.benchmark import BenchResult, bench
-from qcompiler.core.artifact import MANIFEST, Manifest, check_destination
+from qcompiler.core.artifact import MANIFEST, Manifest, check_destination, copy_artifact
 from qcompiler.core.errors import ConfigError, QCompilerError, UsageError
 from qcompiler.core.instruments import DumpIR, Instrument
 from qcompiler.core.interpreter import TorchLanguageModel
@@ -50,12 +49,7 @@ class Artifact:
     def save(self, path: str | Path) -> Path:
         """Copy the artifact to `path`, whole or not at all; return where it is."""
         place = Path(path)
-        check_destination(place)
-        with TemporaryDirectory(prefix=".qcompiler-", dir=place.resolve().parent) as scratch:
-            copy = shutil.copytree(self.path, Path(scratch) / "artifact")
-            if place.exists():
-                place.rename(Path(scratch) / "old")
-            copy.rename(place)
+        copy_artifact(self.path, place)
         return place
 
     def load(self, *, threads: int | None = None) -> LanguageModel | CompiledModule:
@@ -78,11 +72,11 @@ def compile(
 ) -> Artifact:
     """Compile a model to an artifact for a machine.
 
-    model: a Hugging Face folder, a GGUF file, the name of a packaged model, an exported program, or a
-    module with `example_inputs`. pipeline: a preset or a TOML file; `settings` change its options,
-    each written PASS.OPTION=VALUE. context: the longest context the artifact allows. dump: a folder
-    for the program's text after every pass. Without `output`, the artifact lives in a temporary
-    folder until `save` is called.
+    model: a Hugging Face folder, a GGUF file, the name of a packaged model, an exported program, or
+    a module with `example_inputs`. pipeline: a preset or a TOML file; `settings` change its
+    options, each written PASS.OPTION=VALUE. context: the longest context the artifact allows. dump:
+    a folder for the program's text after every pass. Without `output`, the artifact lives in a
+    temporary folder until `save` is called.
 
     Raises:
         QCompilerError: what cannot be done, in one sentence; nothing is left half written.
@@ -133,7 +127,9 @@ def plan_request(
             raise ConfigError(f"{config.source}: step {number}: {error}") from None
     steps = Pipeline(tuple(built))
     if steps.yields is not Stage.LEGAL:
-        raise ConfigError(f"{config.source}: the last step leaves a {steps.yields} program; end with 'legalize'")
+        raise ConfigError(
+            f"{config.source}: the last step leaves a {steps.yields} program; end with 'legalize'"
+        )
     return steps, targets.find(target or config.target or targets.NATIVE)
 
 
@@ -149,16 +145,19 @@ def evaluate(
 ) -> Evaluation:
     """Score how a language model predicts `text`, and how far it is from `reference`.
 
-    model, reference: an artifact's folder, or what `compile` takes, which is run in torch: in float,
-    or after the passes of `pipeline` in the integer reference arithmetic. tokens: score only so many;
-    window: tokens read before the model starts afresh.
+    model, reference: an artifact's folder, or what `compile` takes, which is run in torch: in
+    float, or after the passes of `pipeline` in the integer reference arithmetic. tokens: score only
+    so many; window: tokens read before the model starts afresh.
     """
     progress = progress or NO_PROGRESS
     with progress.step("load"):
         scored = _scorer(model, pipeline, progress)
         compared = None if reference is None else _scorer(reference, None, progress)
     ids = scored.tokenizer.encode(text, add_special_tokens=False).ids
-    if compared is not None and compared.tokenizer.encode(text, add_special_tokens=False).ids != ids:
+    if (
+        compared is not None
+        and compared.tokenizer.encode(text, add_special_tokens=False).ids != ids
+    ):
         raise UsageError("the model and its reference split the text into different tokens")
     with progress.step("evaluate"):
         return evaluate_logits(
@@ -184,7 +183,9 @@ def _scorer(model: Model, pipeline: str | Path | None, progress: Progress) -> _S
         loaded = load(Path(model))
         if not isinstance(loaded, LanguageModel):
             raise UsageError(f"{model} is no language model; only those predict text")
-        return _Scorer(loaded.logits, _tokenizer((Path(model) / "tokenizer.json").read_text(), str(model)))
+        return _Scorer(
+            loaded.logits, _tokenizer((Path(model) / "tokenizer.json").read_text(), str(model))
+        )
     program = capture(model)
     if program.info.kind != "causal-lm":
         raise UsageError(f"{program.info.name} is no language model; only those predict text")

@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer
 
 import qcompiler
 from codegen.build import build, runtime_library
@@ -24,7 +25,7 @@ from qcompiler.core.artifact import (
     TensorSpec,
     write_artifact,
 )
-from qcompiler.core.program import Program
+from qcompiler.core.program import ModelInfo, Program
 from qcompiler.core.target import Target
 
 RUNTIME_LIBRARY = "lib/libtvm_runtime.so"
@@ -76,6 +77,7 @@ def _manifest(
             end_tokens=info.end_tokens,
             begin_token=info.begin_token,
             chat_template=info.chat_template,
+            special_tokens=_special_tokens(info),
         ),
         target=TargetFacts(
             name=target.name, arch=target.arch, features=tuple(sorted(target.features))
@@ -87,7 +89,8 @@ def _manifest(
             for name, (kernel, reason) in lowered.kernels.items()
         },
         functions={
-            name: _entry(program, names, fixed) for name, (names, fixed) in lowered.functions.items()
+            name: _entry(program, names, fixed)
+            for name, (names, fixed) in lowered.functions.items()
         },
         weights=tuple(
             TensorSpec(name=entry.name, dtype=entry.dtype, shape=entry.shape)
@@ -99,13 +102,25 @@ def _manifest(
     )
 
 
+def _special_tokens(info: ModelInfo) -> dict[str, str]:
+    """Return the tokens that chat templates call by name, as texts."""
+    if info.tokenizer_json is None:
+        return {}
+    tokenizer = Tokenizer.from_str(info.tokenizer_json)
+    named = {"bos_token": info.begin_token, "eos_token": next(iter(info.end_tokens), None)}
+    texts = {name: tokenizer.id_to_token(i) for name, i in named.items() if i is not None}
+    return {name: text for name, text in texts.items() if text is not None}
+
+
 def _entry(program: Program, names: Sequence[str], fixed: dict[str, int]) -> EntryFunction:
     """Describe an entry function's tensors; a size that varies is called as the graph calls it."""
     symbols: dict[str, str] = {}
 
     def spec(name: str, val: torch.Tensor) -> TensorSpec:
         shape = [_size(dim, symbols, fixed) for dim in val.shape]
-        return TensorSpec(name=name, dtype=str(val.dtype).removeprefix("torch."), shape=tuple(shape))
+        return TensorSpec(
+            name=name, dtype=str(val.dtype).removeprefix("torch."), shape=tuple(shape)
+        )
 
     inputs = {str(n.target): n.meta["val"] for n in program.placeholders()}
     (output,) = [n for n in program.graph.nodes if n.op == "output"]

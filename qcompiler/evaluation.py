@@ -25,9 +25,9 @@ WINDOW = 512
 class Evaluation:
     """Means over `tokens` predicted tokens, in nats.
 
-    `nll_error` is the standard error of `nll`. `kl` is the divergence of the model's predictions from
-    the reference's, `top1_agreement` the share of tokens that both put first, `nll_difference` the
-    mean rise over the reference with its standard error; all None without a reference.
+    `nll_error` is the standard error of `nll`. `kl` is the divergence of the model's predictions
+    from the reference's, `top1_agreement` the share of tokens that both put first, `nll_difference`
+    the mean rise over the reference with its standard error; all None without a reference.
     """
 
     nll: float
@@ -76,9 +76,7 @@ def evaluate(
     count = len(loss)
     nll = float(loss.mean())
     if reference is None:
-        return Evaluation(
-            nll=nll, nll_error=_error(loss), perplexity=math.exp(nll), tokens=count
-        )
+        return Evaluation(nll=nll, nll_error=_error(loss), perplexity=math.exp(nll), tokens=count)
     rise = loss - np.concatenate(reference_losses)
     return Evaluation(
         nll=nll,

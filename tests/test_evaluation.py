@@ -49,7 +49,8 @@ def test_divergence_is_from_the_reference_to_the_model() -> None:
     assert found.nll_difference == pytest.approx(
         found.nll - evaluate(reference, TOKENS, window=50).nll, abs=1e-6
     )
-    assert found.nll_difference_error is not None and found.nll_difference_error > 0
+    assert found.nll_difference_error is not None
+    assert found.nll_difference_error > 0
 
 
 def test_prefix_begins_every_window() -> None:

@@ -1,4 +1,4 @@
-"""What quantised numbers mean: granularity, the format of one tensor, the scheme of one operator."""
+"""What quantised numbers mean: granularity, format of a tensor, scheme of an operator."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ class TorchLanguageModel:
         self._info = program.info
 
     def new_caches(self, context: int) -> list[torch.Tensor]:
-        """Return empty caches for `context` tokens: keys and values of every layer, in graph order."""
+        """Return empty caches for `context` tokens, in graph order."""
         shapes = [(1, kv.heads, context, kv.head_dim) for kv in self._info.kv for _ in range(2)]
         return [torch.zeros(shape) for shape in shapes]
 

@@ -1,8 +1,8 @@
 """The operators a canonical or quantised graph is made of, beside a few dozen of aten's.
 
 Each is a plain function on torch tensors: calling it gives its meaning, and calling it on fake
-tensors gives its shape. Shape letters: `b` batch, `s` sequence, `h` heads, `d` head size, `c` context,
-`n` output features, `k` input features, `g` groups.
+tensors gives its shape. Shape letters: `b` batch, `s` sequence, `h` heads, `d` head size, `c`
+context, `n` output features, `k` input features, `g` groups.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def _finish(
     activation: str,
     gated: bool,
 ) -> torch.Tensor:
-    """Apply a product's epilogue: bias, then activation (of the first half, times the second), then residual."""
+    """Apply bias, then activation (gated: of the first half, times the second), then residual."""
     if bias is not None:
         y = y + bias
     if gated:
@@ -67,7 +67,7 @@ def quantized_linear(
     activation: str = "none",
     gated: bool = False,
 ) -> torch.Tensor:
-    """Product of float activations, quantised on the way in, with a quantised weight; epilogue as `linear`."""
+    """Product of activations, quantised on the way in, and a quantised weight, as `linear`."""
     form = QuantScheme.parse(scheme).activation
     if form is None:
         y = functional.linear(x, weight.dequantize())
@@ -152,7 +152,8 @@ def layer_norm_quantize(
 def rotary(
     x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *, interleaved: bool = False
 ) -> torch.Tensor:
-    """Rotate the first r ≤ d features of each head by its token's angles (RoFormer, arXiv 2104.09864).
+    """Rotate the first r ≤ d features of each head by its token's angles (RoFormer, arXiv
+    2104.09864).
 
     x: [b, s, h, d]; cos, sin: [b, s, r/2]. Feature i pairs with i + r/2, or with its neighbour when
     interleaved.
@@ -182,8 +183,7 @@ def attention(
     softcap: float = 0.0,
 ) -> torch.Tensor:
     """Append k and v to the cache at `position`, then attend causally over what the cache holds.
-
-    q: [b, s, h, d]; k, v: [b, s, hk, d], h a multiple of hk; caches [b, hk, c, d], changed in place;
+    q: [b, s, h, d]; k, v: [b, s, hk, d], h a multiple of hk; caches [b, hk, c, d], which change;
     position: [1] int64, the place of the first new token. A token sees itself and what came before,
     at most `window` tokens when that is positive; scores pass softcap · tanh(score / softcap) when
     that is positive. Returns [b, s, h, d].

@@ -30,9 +30,9 @@ class Pass(ABC):
     """One step of a pipeline; its fields are its options and it has no other state.
 
     `accepts` are the stages it can start from and `yields` the stage it leaves (None: the same).
-    `needs` are facts it reads; `keeps` are facts that stay true after it (a measuring pass keeps all).
-    A pass changes the program in place; running the same pass on the same program gives the same
-    result.
+    `needs` are facts it reads; `keeps` are facts that stay true after it (a measuring pass keeps
+    all). A pass changes the program in place; running the same pass on the same program gives the
+    same result.
     """
 
     name: ClassVar[str]

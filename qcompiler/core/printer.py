@@ -22,7 +22,7 @@ _DTYPES = {
 
 
 def print_program(program: Program) -> str:
-    """Return the graph as text: one line a node, values numbered, symbolic sizes named by first use."""
+    """Return the graph as text: a line a node, values numbered, sizes named by first use."""
     return print_graph(program.graph, f"{program.info.kind} {program.stage}")
 
 
@@ -85,7 +85,7 @@ class _Printer:
 
 
 def target_name(node: fx.Node) -> str:
-    """Name what a node calls: `rms_norm` for an operator of ours, `aten.add.Tensor` for one of torch's."""
+    """Name what a node calls: `rms_norm` for one of ours, `aten.add.Tensor` for one of torch's."""
     if isinstance(node.target, str):
         return node.target
     if isinstance(node.target, torch._ops.OpOverload):

@@ -60,9 +60,9 @@ class Block:
 class Program:
     """One exported graph, the weights it names, and what is known about both.
 
-    Weights are `get_attr` nodes whose targets are names in `weights`; the graph belongs to no module.
-    `plan` gives the scheme of every operator that is to be quantised, by operator name: the name of
-    its weight without ".weight".
+    Weights are `get_attr` nodes whose targets are names in `weights`; the graph belongs to no
+    module. `plan` gives the scheme of every operator that is to be quantised, by operator name: the
+    name of its weight without ".weight".
     """
 
     graph: fx.Graph

@@ -28,7 +28,7 @@ class QuantizedTensor:
 
     def dequantize(self) -> torch.Tensor:
         """Return the float32 weight that the codes stand for, [n, k]."""
-        n, k = self.codes.shape
+        k = self.codes.shape[1]
         size = self.format.group_size(k)
         codes = self.codes.to(torch.float32)
         if self.zero_point is not None:

@@ -37,7 +37,8 @@ def quantized_matmul(
     """Multiply int8 activations by a quantised weight: [..., k] × [n, k] → [..., n] float32.
 
     Exact integer products are summed per group, then one float multiply-add per group in order:
-    y += (sum · activation_scale) · weight_scale. One activation scale per token may serve all groups.
+    y += (sum · activation_scale) · weight_scale. One activation scale per token may serve all
+    groups.
     """
     lead, k = codes.shape[:-1], codes.shape[-1]
     size = weight.format.group_size(k)

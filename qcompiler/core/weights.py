@@ -146,7 +146,7 @@ class WeightStore:
         self._written[entry] = weight
 
     def place(self, name: str, source: WeightSource) -> None:
-        """Have a weight, new or over the one there is, read from `source` under its entry's name."""
+        """Have a weight, new or over the one there is, read from `source` by its entry's name."""
         entry = self._aliases.get(name, name)
         self._places[entry] = source
         self._written.pop(entry, None)

@@ -25,7 +25,7 @@ aten = torch.ops.aten
 
 
 def exported(function: Callable[..., object], *inputs: torch.Tensor) -> fx.Graph:
-    """Export a function with the second dimension of its first input symbolic; keep aten as it is."""
+    """Export a function with the second dimension of its first input symbolic."""
 
     class Module(torch.nn.Module):
         def forward(self, *arguments: torch.Tensor) -> object:

@@ -161,6 +161,23 @@ def write_artifact(
     return manifest
 
 
+def copy_artifact(source: Path, folder: Path) -> None:
+    """Copy an artifact, whole or not at all, over another one if there is one.
+
+    Raises ArtifactError as `write_artifact` does.
+    """
+    check_destination(folder)
+    place = Path(os.path.realpath(folder))
+    partial = place.with_name(f".{place.name}.{secrets.token_hex(4)}.partial")
+    try:
+        shutil.copytree(source, partial)
+        _replace(partial, place)
+    except (OSError, shutil.Error) as error:
+        raise ArtifactError(_explain(error, folder)) from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
 def _replace(new: Path, place: Path) -> None:
     """Rename `new` to `place`; what was there is put back if that fails, deleted if not."""
     if not place.exists() or not any(place.iterdir()):
