@@ -16,8 +16,8 @@ from qcompiler.core.program import KvCache
 from qcompiler.frontend.export import export
 from qcompiler.frontend.kv_attention import (
     IMPLEMENTATION,
+    ForwardMode,
     KvCaches,
-    SdpaAsKvAttention,
     attending_to,
 )
 from qcompiler.frontend.lift import Lifted, lift
@@ -53,7 +53,7 @@ class _Step(nn.Module):
             extra["position_ids"] = (torch.arange(ids.shape[1]) + position).unsqueeze(0)
         if self.keeps_rows:
             extra["logits_to_keep"] = rows
-        with attending_to(caches), SdpaAsKvAttention(caches):
+        with attending_to(caches), ForwardMode(caches):
             out = self.model(input_ids=ids, past_key_values=caches, use_cache=True, **extra)
         missing = sorted(set(range(len(pairs))) - set(caches.attended))
         if missing:

@@ -209,8 +209,13 @@ AttentionInterface.register(IMPLEMENTATION, _attention_function)
 AttentionMaskInterface.register(IMPLEMENTATION, _no_mask)
 
 
-class SdpaAsKvAttention(TorchFunctionMode):
-    """Do the same for families that call `scaled_dot_product_attention` themselves."""
+class ForwardMode(TorchFunctionMode):
+    """Take part in what a model's forward pass calls while it is traced.
+
+    Families that call `scaled_dot_product_attention` themselves get the same operator. Switching
+    gradients on and off is done but not traced: export would spend a tenth of its time on making
+    sub-graphs of such regions, only for them to be undone.
+    """
 
     def __init__(self, caches: KvCaches) -> None:
         super().__init__()
@@ -223,9 +228,13 @@ class SdpaAsKvAttention(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        if func is not torch.nn.functional.scaled_dot_product_attention:
-            return func(*args, **(kwargs or {}))
-        q, k, v = args[:3]
-        scale = (kwargs or {}).get("scale")
-        out = self._caches.attend(self._caches.updated, q, k, v, scale=scale)
-        return out.transpose(1, 2)
+        kwargs = kwargs or {}
+        if func is torch._C._set_grad_enabled:
+            with torch._C.DisableTorchFunction():
+                return func(*args, **kwargs)
+        if func is torch.nn.functional.scaled_dot_product_attention:
+            q, k, v = args[:3]
+            scale = kwargs.get("scale")
+            out = self._caches.attend(self._caches.updated, q, k, v, scale=scale)
+            return out.transpose(1, 2)
+        return func(*args, **kwargs)
