@@ -12,7 +12,6 @@ from codegen.kernels.builder import (
     lanes_of,
     low_bits,
     reinterpret,
-    shift_left,
     shift_right,
     splat,
     vector_type,
@@ -85,52 +84,46 @@ class Vpdpbusd(ByteDots):
 
 
 class Vpmaddubsw(ByteDots):
-    """AVX2 for weight codes of at most four bits: products are summed in int16 for a while.
+    """AVX2: products of four-bit numbers are summed in int16 for a while, then widened.
 
-    Two products are at most 2 · 15 · 128 = 3840, so that the eight additions of a run fit.
+    Two products are at most 2 · 15 · 128 = 3840, so that the eight additions of a run fit. A weight
+    code of more than four bits is taken as two numbers, high · 16 + low, each with sums of its own.
     """
 
-    def __init__(self, count: int, lanes: int) -> None:
+    def __init__(self, count: int, lanes: int, *, halves: int) -> None:
         super().__init__(count, lanes)
-        self._short = Registers(count, 2 * lanes, "int16")
+        self._halves = halves
+        self._short = Registers(count * halves, 2 * lanes, "int16")
         self._started: set[int] = set()
 
     def weight(self, packed: Expr) -> Operand:
-        return (bind(reinterpret(packed, "uint8", 4 * self.lanes)),)
+        parts = [packed]
+        if self._halves == 2:
+            packed = bind(packed)
+            parts = [low_bits(packed, 0x0F0F0F0F), low_bits(shift_right(packed, 4), 0x0F0F0F0F)]
+        return tuple(bind(reinterpret(part, "uint8", 4 * self.lanes)) for part in parts)
 
     def activation(self, packed: Expr) -> Operand:
         return (bind(reinterpret(packed, "int8", 4 * self.lanes)),)
 
     def add(self, index: int, weight: Operand, activation: Operand) -> None:
         dtype = vector_type("int16", 2 * self.lanes)
-        products = intrinsic(dtype, "llvm.x86.avx2.pmadd.ub.sw", *weight, *activation)
-        if index in self._started:
-            products = self._short[index] + products
+        for half, codes in enumerate(weight):
+            short = index * self._halves + half
+            products = intrinsic(dtype, "llvm.x86.avx2.pmadd.ub.sw", codes, *activation)
+            if index in self._started:
+                products = self._short[short] + products
+            self._short[short] = products
         self._started.add(index)
-        self._short[index] = products
 
     def flush(self) -> None:
+        dtype = vector_type("int32", self.lanes)
         for index in sorted(self._started):
-            pairs = _multiply_int16(self._short[index], splat(1, 2 * self.lanes, "int16"))
-            self[index] = self[index] + pairs
+            for half in range(self._halves):
+                place = splat(16**half, 2 * self.lanes, "int16")
+                short = self._short[index * self._halves + half]
+                self[index] += intrinsic(dtype, "llvm.x86.avx2.pmadd.wd", short, place)
         self._started.clear()
-
-
-class Vpmaddwd(ByteDots):
-    """AVX2 for weight codes of up to eight bits: even and odd bytes are widened to int16."""
-
-    def weight(self, packed: Expr) -> Operand:
-        words = bind(reinterpret(packed, "uint16", 2 * self.lanes))
-        even, odd = low_bits(words, 0xFF), shift_right(words, 8)
-        return tuple(bind(reinterpret(half, "int16", 2 * self.lanes)) for half in (even, odd))
-
-    def activation(self, packed: Expr) -> Operand:
-        words = bind(reinterpret(packed, "int16", 2 * self.lanes))
-        return bind(shift_right(shift_left(words, 8), 8)), bind(shift_right(words, 8))
-
-    def add(self, index: int, weight: Operand, activation: Operand) -> None:
-        even, odd = (_multiply_int16(w, a) for w, a in zip(weight, activation, strict=True))
-        self[index] = self[index] + even + odd
 
 
 def byte_dots(target: Target, bits: int, count: int) -> ByteDots:
@@ -138,11 +131,5 @@ def byte_dots(target: Target, bits: int, count: int) -> ByteDots:
     if target.dot == "vpdpbusd":
         return Vpdpbusd(count, target.lanes)
     if target.dot == "vpmaddubsw":
-        return (Vpmaddubsw if bits <= 4 else Vpmaddwd)(count, target.lanes)
+        return Vpmaddubsw(count, target.lanes, halves=1 if bits <= 4 else 2)
     raise UnsupportedError(suggest("byte product", target.dot, ["vpdpbusd", "vpmaddubsw"]))
-
-
-def _multiply_int16(a: Expr, b: Expr) -> Expr:
-    """Multiply int16 lanes and add neighbours, as int32."""
-    dtype = vector_type("int32", lanes_of(a) // 2)
-    return intrinsic(dtype, "llvm.x86.avx2.pmadd.wd", a, b)
