@@ -50,7 +50,6 @@ FILES = {
 UNSAID = {
     "gemma2": {"query_pre_attn_scalar": 16},
     "gemma3": {"query_pre_attn_scalar": 16},
-    "qwen3_moe": {"norm_topk_prob": True},
     "smollm3": {"no_rope_layers": [1, 1]},
     "stablelm-parallel": {"qk_layernorm": False},
 }
