@@ -28,7 +28,7 @@ from codegen.kernels.builder import (
     store,
 )
 from codegen.kernels.rotary import Row, copy_row
-from codegen.kernels.row import Rows
+from codegen.kernels.row import Rows, over_rows
 from codegen.kernels.single_attention import SingleAttention
 from codegen.kernels.tiled_attention import HIDDEN, Tile, TiledAttention
 from qcompiler.core.errors import UnsupportedError
@@ -142,12 +142,10 @@ def attend(spec: AttentionSpec, target: Target, rows: Rows, new: NewTokens, cach
             place = (0, head, position + token, 0)
             new.append(token, head, Row(cache.keys, place), Row(cache.values, place))
 
+    over_rows(new.tokens, 2 * spec.kv_heads * spec.head_size, append)
     if rows == "one":
-        append(constant(0, "int64"))
         _attend_one(spec, target, new, cache, position)
     else:
-        with parallel(new.tokens) as token:
-            append(token)
         _attend_many(spec, target, new, cache, position)
 
 

@@ -25,7 +25,7 @@ from codegen.kernels.builder import (
     store_first,
 )
 from codegen.kernels.quantize import QuantizedRows, QuantizeSpec, quantize_row
-from codegen.kernels.row import Read, Rows, Total, for_rows, reader, sweep
+from codegen.kernels.row import Read, Rows, Total, over_rows, reader, sweep
 from codegen.kernels.vector_math import horizontal_sum
 from qcompiler.core.errors import UsageError, suggest
 from qcompiler.core.target import Target
@@ -62,13 +62,16 @@ def norm(spec: NormSpec, target: Target, rows: Rows) -> PrimFunc:
         x = argument("x", (m, spec.k), "float32")
         parameters = Parameters.declare(spec)
         y = argument("y", (m, spec.k), "float32")
-        with for_rows(m) as row:
+
+        def visit(row: Expr) -> None:
             read = normalized(reader(x, row), spec, parameters, target.lanes)
 
             def write(at: Expr, width: int, count: int) -> None:
                 store_first(y, read(at, width, count), row, at, count=count)
 
             sweep(spec.k, target.lanes, write)
+
+        over_rows(m, spec.k, visit)
     return built.get()
 
 
@@ -79,9 +82,12 @@ def norm_quantize(spec: NormSpec, out: QuantizeSpec, target: Target, rows: Rows)
         x = argument("x", (m, spec.k), "float32")
         parameters = Parameters.declare(spec)
         quantized = QuantizedRows.declare(m, out)
-        with for_rows(m) as row:
+
+        def visit(row: Expr) -> None:
             read = normalized(reader(x, row), spec, parameters, target.lanes)
             quantize_row(read, out, quantized, row, target.lanes)
+
+        over_rows(m, spec.k, visit)
     return built.get()
 
 

@@ -30,7 +30,7 @@ from codegen.kernels.builder import (
     store,
 )
 from codegen.kernels.isa import round_to_int32
-from codegen.kernels.row import Read, Rows, Total, for_rows, keep, reader, sweep
+from codegen.kernels.row import Read, Rows, Total, keep, over_rows, reader, sweep
 from codegen.kernels.vector_math import horizontal_max_int32, horizontal_sum_int32
 from qcompiler.core.errors import UnsupportedError
 from qcompiler.core.formats import PerGroup, PerToken, TensorFormat
@@ -109,15 +109,18 @@ class QuantizedRows:
 def quantize(spec: QuantizeSpec, target: Target, rows: Rows) -> PrimFunc:
     """x [m, k] float32 → codes [m, kp] int8, scales [m, ga] float32, sums [m, gw] int32.
 
-    kp is k rounded up to a multiple of 8, the padding zero. m is 1 for one row; many rows are
-    shared among the threads.
+    kp is k rounded up to a multiple of 8, the padding zero; ga and gw are the groups of the
+    activation's scales and of the weight's. m is 1 for one row.
     """
     with kernel("quantize") as built:
         m = 1 if rows == "one" else size("m")
         x = argument("x", (m, spec.k), "float32")
         out = QuantizedRows.declare(m, spec)
-        with for_rows(m) as row:
+
+        def visit(row: Expr) -> None:
             quantize_row(reader(x, row), spec, out, row, target.lanes)
+
+        over_rows(m, spec.k, visit)
     return built.get()
 
 

@@ -15,6 +15,7 @@ from codegen.kernels.builder import (
     parallel,
     serial,
     splat,
+    when,
 )
 
 Rows = Literal["one", "many"]
@@ -24,11 +25,21 @@ Read = Callable[[Expr, int, int], Expr]
 # Vectors of a row that are read once and kept in registers.
 _KEPT = 8
 _UNROLL = 4
+# Features that one thread normalises or quantises in about 4 µs; starting two takes half of that.
+_FEW = 12288
 
 
-def for_rows(rows: Expr) -> AbstractContextManager[Expr]:
-    """Loop over rows: a single one is not worth starting the threads."""
-    return serial(1) if isinstance(rows, int) and rows == 1 else parallel(rows)
+def over_rows(rows: Expr, features: int, visit: Callable[[Expr], None]) -> None:
+    """Visit every row, shared among the threads unless it takes longer to start them."""
+
+    def run(loop: Callable[[Expr], AbstractContextManager[Expr]]) -> None:
+        with loop(rows) as row:
+            visit(row)
+
+    if isinstance(rows, int):
+        run(serial)
+    else:
+        when(rows * features < _FEW, lambda: run(serial), lambda: run(parallel))
 
 
 def reader(x: Buffer, row: Expr) -> Read:

@@ -71,6 +71,23 @@ def test_many_tokens(spec, target, compile_kernel):
         _check(function, spec, s, position, context)
 
 
+def test_threads_do_not_change_the_result(target, compile_kernel):
+    spec = SPECS["grouped"]
+    threads = tvm.get_global_func("runtime.config_threadpool")
+    for rows, s in (("one", 1), ("many", 70)):
+        function = compile_kernel(attention(spec, target, rows), target)
+        q = torch.randn(1, s, spec.heads, spec.head_size)
+        k, v = torch.randn(2, 1, s, spec.kv_heads, spec.head_size).unbind(0)
+        k_cache, v_cache = torch.randn(2, 1, spec.kv_heads, 600, spec.head_size).unbind(0)
+        results = []
+        for count in (1, 2, 2):
+            threads(1, count)
+            out = _tensor(torch.zeros_like(q))
+            function(*(_tensor(t) for t in (q, k, v, k_cache, v_cache, torch.tensor([500]))), out)
+            results.append(torch.from_numpy(out.numpy()))
+        assert all(torch.equal(results[0], other) for other in results[1:])
+
+
 def test_large_scores_do_not_overflow(target, compile_kernel):
     spec = AttentionSpec(heads=2, kv_heads=1, head_size=16, scale=1.0)
     for rows, s in (("one", 1), ("many", 40)):
