@@ -28,9 +28,11 @@ from codegen.kernels.builder import (
     load,
     parallel,
     prefetch,
+    scratch,
     serial,
     size,
     splat,
+    store,
     when,
 )
 from codegen.kernels.epilogue import Epilogue, Output
@@ -145,6 +147,11 @@ def _emit_block(
                     totals[cell] = fma(weights[v], x, totals[cell])
 
     over_runs(packing.k, _STEPS_PER_RUN, add_run)
-    for r in range(rows):
-        values = [totals[r * vectors + v] for v in range(vectors)]
+    # Rows are finished in a loop: long epilogues are there once.
+    results = scratch(rows * vectors * lanes, "float32")
+    for cell in range(rows * vectors):
+        store(results, totals[cell], cell * lanes)
+    with serial(rows) as r:
+        places = [(r * vectors + v) * lanes for v in range(vectors)]
+        values = [bind(load(results, place, lanes=lanes)) for place in places]
         operands.output.finish(row + r, tile, first_vector, values)
