@@ -16,7 +16,10 @@ from codegen.kernels.builder import (
 from codegen.packing import Packing
 from qcompiler.core.target import Target
 
-_FEW_TILES_PER_THREAD = 8
+# Fewer tiles than these may leave a thread idle for a noticeable time, unless they are a multiple
+# of the shares that rows are divided into then.
+_FEW_TILES = 16
+_SHARES = 4
 
 
 def panel_rows(target: Target, row_bytes: int, block: int) -> int:
@@ -29,7 +32,6 @@ def panel_rows(target: Target, row_bytes: int, block: int) -> int:
 
 def over_tiles_and_panels(
     packing: Packing,
-    target: Target,
     rows: Expr,
     *,
     panel: int,
@@ -39,13 +41,12 @@ def over_tiles_and_panels(
     """Loop in parallel over all tiles of all panels of rows.
 
     `emit` is given the tile, the panel's first row and its number of rows (0 where the last panels
-    are empty). A thread meets all tiles of a panel before the next panel. Where tiles alone would
-    leave a thread idle for a noticeable time, the rows are divided among the threads.
+    are empty). A thread meets all tiles of a panel before the next panel. Where there are too few
+    tiles to keep all threads busy, the rows are divided too.
     """
     panels = bind(ceil_quotient(rows, panel))
-    threads = int(target.tvm.get("num-cores", 1))
-    if packing.tiles % threads and packing.tiles < _FEW_TILES_PER_THREAD * threads:
-        panels = bind(ceil_quotient(panels, threads) * threads)
+    if packing.tiles % _SHARES and packing.tiles < _FEW_TILES:
+        panels = bind(ceil_quotient(panels, _SHARES) * _SHARES)
     # Panels of equal size, of whole blocks but for the last one.
     share = bind(quotient(rows + panels - 1, larger(panels, 1)))
     share = bind(ceil_quotient(share, block) * block)

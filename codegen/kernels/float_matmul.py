@@ -112,7 +112,7 @@ def _emit_many_rows(operands: _Operands, target: Target, rows: Expr) -> None:
         over_row_blocks(first, count, (block, block // 2, 1), emit_rows)
 
     panel = panel_rows(target, 4 * packing.k, block)
-    over_tiles_and_panels(packing, target, rows, panel=panel, block=block, emit=emit_panel)
+    over_tiles_and_panels(packing, rows, panel=panel, block=block, emit=emit_panel)
 
 
 def _emit_block(

@@ -93,7 +93,7 @@ def emit_many_rows(spec: QuantizedMatmul, target: Target, operands: Operands, ro
 
             over_row_blocks(first, count, sizes, emit_block)
 
-    over_tiles_and_panels(packing, target, rows, panel=panel, block=block, emit=emit_panel)
+    over_tiles_and_panels(packing, rows, panel=panel, block=block, emit=emit_panel)
 
 
 def _rows_per_block(spec: QuantizedMatmul, target: Target) -> int:

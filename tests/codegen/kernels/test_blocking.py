@@ -39,7 +39,7 @@ def test_every_row_of_every_tile_once(tiles, target, compile_kernel):
             over_row_blocks(first, count, (4, 3, 1), emit_rows)
 
         packing = _packing(tiles=tiles)
-        over_tiles_and_panels(packing, target, rows, panel=16, block=4, emit=emit_panel)
+        over_tiles_and_panels(packing, rows, panel=16, block=4, emit=emit_panel)
     function = compile_kernel(built.get(), target)
     for m in (0, 1, 2, 3, 4, 7, 8, 15, 16, 17, 33, 100):
         out = _counts(tiles, m)
