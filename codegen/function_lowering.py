@@ -24,10 +24,27 @@ DTYPES = {
     torch.float16: "float16",
     torch.int64: "int64",
     torch.int32: "int32",
+    torch.int16: "int16",
     torch.int8: "int8",
     torch.uint8: "uint8",
     torch.bool: "bool",
 }
+
+
+def dtype_of(node: fx.Node) -> str:
+    """Return the element type of what a node gives.
+
+    Raises:
+        UnsupportedError: no kernel computes with that type.
+    """
+    found = node.meta["val"].dtype
+    if found not in DTYPES:
+        raise UnsupportedError(
+            f"{target_name(node) if node.op == 'call_function' else 'input'} ({node.name}) is "
+            f"{str(found).removeprefix('torch.')}, which no kernel computes with; convert the "
+            "model and its inputs to float32, for instance with .float()"
+        )
+    return DTYPES[found]
 
 
 @dataclass(frozen=True)
@@ -82,7 +99,7 @@ class FunctionLowering:
         for node in self.program.placeholders():
             val = node.meta["val"]
             shape = tuple(sizes.size(d) for d in val.shape)
-            kind = relax.TensorType(shape, DTYPES[val.dtype])
+            kind = relax.TensorType(shape, dtype_of(node))
             (caches if is_cache(str(node.target)) else inputs).append((node, kind, shape))
         arguments = []
         for node, kind, shape in inputs:
@@ -114,7 +131,7 @@ class FunctionLowering:
             if node.op == "output":
                 outputs = node.args[0]
                 outputs = list(outputs) if isinstance(outputs, tuple | list) else [outputs]
-                shaped = [self.shaped(self.values[o]) for o in outputs]
+                shaped = [self.shaped(self.argument(o)) for o in outputs]
                 return shaped[0] if len(shaped) == 1 else relax.Tuple(shaped)
             if node.op == "call_function":
                 self.values[node] = self._lower_node(node)
@@ -125,9 +142,11 @@ class FunctionLowering:
         if lowering is None:
             raise UnsupportedError(
                 f"operator {target_name(node)} ({node.name}) has no kernel; "
-                "known operators are listed in docs/ir.md"
+                "qcompiler.core.legal lists the operators that have one"
             )
-        return lowering(self, node)
+        result = lowering(self, node)
+        _check_type(node, result)
+        return result
 
     # -- what lowerings are written with ---------------------------------------------------------
 
@@ -193,10 +212,18 @@ class FunctionLowering:
         size = self._analyzer.simplify(size)
         return int(size) if isinstance(size, tirx.IntImm) else size
 
+    def quotient(self, size: Size, divisor: Size) -> Size:
+        """Divide sizes, rounding down, simplified."""
+        if isinstance(size, int) and isinstance(divisor, int):
+            return size // divisor
+        return self.simplified(tirx.floordiv(size, divisor))
+
+    def equal(self, a: Size, b: Size) -> bool:
+        """Tell whether two sizes are sure to be the same."""
+        return bool(self._analyzer.can_prove_equal(a, b))
+
     def _same_shape(self, a: Sequence[Size], b: Sequence[Size]) -> bool:
-        return len(a) == len(b) and all(
-            self._analyzer.can_prove_equal(x, y) for x, y in zip(a, b, strict=True)
-        )
+        return len(a) == len(b) and all(self.equal(x, y) for x, y in zip(a, b, strict=True))
 
     def compute(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Value:
         """Emit a tensor expression over values (a topi function); it gets the generic schedule."""
@@ -228,6 +255,17 @@ class FunctionLowering:
     def value(self, var: relax.Var) -> Value:
         """Wrap a variable, its shape as it is."""
         return Value(var, tuple(self.simplified(d) for d in var.ty.shape))
+
+
+def _check_type(node: fx.Node, result: Any) -> None:
+    """See that a lowering gives what torch gives: nothing else would find out."""
+    expected = node.meta.get("val")
+    if not (isinstance(result, Value) and isinstance(expected, torch.Tensor)):
+        return
+    assert result.dtype == dtype_of(node), f"{node.name}: {result.dtype}, not {expected.dtype}"
+    for ours, theirs in zip(result.shape, expected.shape, strict=True):
+        same = not isinstance(theirs, int) or (isinstance(ours, int) and ours == theirs)
+        assert same, f"{node.name}: {list(result.shape)}, not {list(expected.shape)}"
 
 
 @dataclass(frozen=True, kw_only=True)

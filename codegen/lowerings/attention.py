@@ -1,0 +1,126 @@
+"""Attention, with a cache or without, and rotary position embedding."""
+
+from __future__ import annotations
+
+from torch import fx
+
+from codegen.function_lowering import FunctionLowering, Value
+from codegen.kernels import attention as cached
+from codegen.kernels import dense_attention as dense
+from codegen.kernels import rope_attention as fused
+from codegen.kernels import rotary as turns
+from codegen.lowerings.arguments import is_one, options, rows_of
+from codegen.lowerings.views import broadcast
+from qcompiler.core.errors import UnsupportedError
+
+
+def attention(f: FunctionLowering, node: fx.Node) -> Value:
+    """Lower attention over a cache."""
+    q, k, v, *caches = (f.argument(a) for a in node.args[:6])
+    heads, head_size = int(q.shape[2]), int(q.shape[3])
+    spec = _attention_spec(node, heads, caches)
+    rows = rows_of(q.shape[1])
+    (out,) = f.kernel(
+        ("attention", spec, rows),
+        lambda: cached.attention(spec, f.target, rows),
+        f"attention_{rows}",
+        [f.shaped(t) for t in (q, k, v, *caches)],
+        [(q.shape, "float32")],
+    )
+    f.kernels[node.name] = (f"attention_{rows}", f"{heads} heads of {head_size}")
+    return Value(out, q.shape)
+
+
+def _attention_spec(node: fx.Node, heads: int, caches: list[Value]) -> cached.AttentionSpec:
+    given = options(node)
+    return cached.AttentionSpec(
+        heads=heads,
+        kv_heads=int(caches[0].shape[1]),
+        head_size=int(caches[0].shape[3]),
+        scale=float(given["scale"]),
+        window=int(given.get("window", 0)),
+        softcap=float(given.get("softcap", 0.0)),
+    )
+
+
+def rope_attention(f: FunctionLowering, node: fx.Node) -> Value:
+    """Lower attention over a cache that takes the fused product and rotates it."""
+    qkv, cos, sin, *caches = (f.argument(a) for a in node.args[:6])
+    heads = int(options(node)["heads"])
+    spec = fused.RopeAttentionSpec(
+        attention=_attention_spec(node, heads, caches),
+        rotated=2 * int(cos.shape[-1]),
+        interleaved=bool(node.kwargs.get("interleaved", False)),
+    )
+    rows = rows_of(qkv.shape[1])
+    shape = (*qkv.shape[:2], heads * spec.attention.head_size)
+    (out,) = f.kernel(
+        ("rope_attention", spec, rows),
+        lambda: fused.rope_attention(spec, f.target, rows),
+        f"rope_attention_{rows}",
+        [f.shaped(t) for t in (qkv, cos, sin, *caches)],
+        [(shape, "float32")],
+    )
+    f.kernels[node.name] = (
+        f"rope_attention_{rows}",
+        f"{heads} heads of {spec.attention.head_size}, rotated on the way",
+    )
+    return Value(out, shape)
+
+
+def rotary(f: FunctionLowering, node: fx.Node) -> Value:
+    """Lower the rotation of heads."""
+    x, cos, sin = (f.argument(a) for a in node.args)
+    spec = turns.RotarySpec(
+        heads=int(x.shape[2]),
+        head_size=int(x.shape[3]),
+        rotated=2 * int(cos.shape[-1]),
+        interleaved=bool(node.kwargs.get("interleaved", False)),
+    )
+    (out,) = f.kernel(
+        ("rotary", spec),
+        lambda: turns.rotary(spec, f.target),
+        "rotary",
+        [f.shaped(t) for t in (x, cos, sin)],
+        [(x.shape, "float32")],
+    )
+    f.kernels[node.name] = ("rotary", f"{spec.heads} heads of {spec.head_size}")
+    return Value(out, x.shape)
+
+
+def dense_attention(f: FunctionLowering, node: fx.Node) -> Value:
+    """Lower attention without a cache."""
+    q, k, v, *rest = (f.argument(a) for a in node.args)
+    if not all(f.equal(*sizes) for t in (k, v) for sizes in zip(q.shape, t.shape, strict=True)):
+        raise UnsupportedError(
+            f"{node.name}: attention of one sequence to another, or of heads in groups, has no "
+            "kernel without a cache; give queries, keys and values the same shape"
+        )
+    mask = _mask(f, q, rest[0] if rest else None)
+    sizes = (1,) * 4 if mask is None else mask.shape
+    spec = dense.DenseAttentionSpec(
+        heads=int(q.shape[2]),
+        head_size=int(q.shape[3]),
+        scale=float(options(node)["scale"]),
+        mask="none" if mask is None else "seen" if mask.dtype == "bool" else "added",
+        mask_batch=not is_one(sizes[0]),
+        mask_heads=not is_one(sizes[1]),
+        mask_queries=not is_one(sizes[2]),
+    )
+    (out,) = f.kernel(
+        ("dense_attention", spec),
+        lambda: dense.dense_attention(spec, f.target),
+        "dense_attention",
+        [f.shaped(t) for t in (q, k, v, mask) if t is not None],
+        [(q.shape, "float32")],
+    )
+    f.kernels[node.name] = ("dense_attention", f"{spec.heads} heads of {spec.head_size}")
+    return Value(out, q.shape)
+
+
+def _mask(f: FunctionLowering, q: Value, mask: Value | None) -> Value | None:
+    """Return a mask with four axes, the last of which is that of the keys."""
+    if mask is None:
+        return None
+    shape = (1,) * (4 - len(mask.shape)) + mask.shape
+    return broadcast(f, Value(mask.var, shape), (*shape[:3], q.shape[1]))
