@@ -3,7 +3,8 @@
     python benchmarks/kernels.py [--seconds 1] [--rows 512] [--scheme w4a8g32 ...] [--json]
 
 One row is compared with reading as many bytes in order from memory that no cache holds; many rows
-with byte products on registers alone. Kernel and limit take turns; the best time of each counts.
+with byte products of what the nearest cache holds. Kernel and limit take turns; the best time of
+each counts.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from rich.table import Table
 
 import targets
 from codegen.kernels.builder import (
+    Expr,
     Registers,
     argument,
     kernel,
@@ -91,28 +93,36 @@ def reading(target: Target, size: int, threads: int) -> tuple[Any, int]:
 
 
 def multiplying(target: Target, bits: int, threads: int) -> tuple[Call, int]:
-    """Build a call that multiplies bytes in registers; also return its number of operations."""
-    lanes, sums, run = target.lanes, 12 if target.vector_registers < 32 else 24, 8
+    """Build a call that multiplies bytes of the nearest cache; also return its operations."""
+    lanes, vectors, run = target.lanes, 2, 8
+    rows = target.vector_registers * 3 // 8
+    steps, width = run + 4, 4 * lanes
     with kernel("multiplying") as built:
-        x = argument("x", (4 * lanes,), "int8")
-        out = argument("out", (threads * sums * lanes,), "int32")
+        x = argument("x", (steps * (rows + vectors) * width,), "uint8")
+        out = argument("out", (threads * rows * vectors * lanes,), "int32")
         with parallel(threads) as thread:
-            dots = byte_dots(target, bits, sums)
-            for i in range(sums):
+            dots = byte_dots(target, bits, rows * vectors)
+            for i in range(rows * vectors):
                 dots[i] = splat(i, lanes, "int32")
-            with serial(PEAK_ROUNDS // run):
-                packed = reinterpret(load(x, 0, lanes=4 * lanes), "int32", lanes)
-                weight, activation = dots.weight(packed), dots.activation(packed)
-                for _ in range(run):
-                    for i in range(sums):
-                        dots.add(i, weight, activation)
+            with serial(PEAK_ROUNDS // run // 4), serial(4) as shift:  # no product twice in a row
+
+                def operand(step: int, place: int) -> Expr:
+                    start = ((shift + step) * (rows + vectors) + place) * width
+                    return reinterpret(load(x, start, lanes=width), "int32", lanes)
+
+                for step in range(run):
+                    weights = [dots.weight(operand(step, v)) for v in range(vectors)]
+                    for r in range(rows):
+                        activation = dots.activation(operand(step, vectors + r))
+                        for v in range(vectors):
+                            dots.add(r * vectors + v, weights[v], activation)
                 dots.flush()
-            for i in range(sums):
-                store(out, dots[i], (thread * sums + i) * lanes)
+            for i in range(rows * vectors):
+                store(out, dots[i], (thread * rows * vectors + i) * lanes)
     function = build(built.get(), target)
-    arrays = [np.ones(4 * lanes, np.int8), np.zeros(threads * sums * lanes, np.int32)]
-    tensors = [tvm.runtime.tensor(a) for a in arrays]
-    return lambda: function(*tensors), 2 * 4 * lanes * threads * sums * PEAK_ROUNDS
+    given = tvm.runtime.tensor(np.ones(steps * (rows + vectors) * width, np.uint8))
+    sums = tvm.runtime.tensor(np.zeros(threads * rows * vectors * lanes, np.int32))
+    return lambda: function(given, sums), 2 * 4 * lanes * threads * rows * vectors * PEAK_ROUNDS
 
 
 class Product:
@@ -161,7 +171,9 @@ class Product:
         return [call([tvm.runtime.tensor(a) for a in self.arrays]) for _ in range(copies)]
 
 
-def measure_one_row(product: Product, target: Target, threads: int, seconds: float) -> dict:
+def measure_one_row(
+    product: Product, target: Target, threads: int, seconds: float
+) -> dict[str, float]:
     """Compare with reading the weight's bytes."""
     copies = STREAMED_BYTES // product.weight_bytes + 1
     calls = product.calls(build(one_row(product.spec, target), target), 1, copies)
@@ -179,8 +191,8 @@ def measure_one_row(product: Product, target: Target, threads: int, seconds: flo
 
 def measure_many_rows(
     product: Product, target: Target, threads: int, seconds: float, m: int
-) -> dict:
-    """Compare with multiplying in registers."""
+) -> dict[str, float]:
+    """Compare with multiplying alone."""
     packing = product.spec.packing
     calls = product.calls(build(many_rows(product.spec, target), target), m, 1)
     peak, operations = multiplying(target, packing.bits, threads)
