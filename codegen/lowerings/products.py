@@ -9,11 +9,10 @@ from tvm import relax
 
 from codegen.function_lowering import FunctionLowering, Value
 from codegen.kernels import embedding as tables
-from codegen.kernels import float_matmul as float_kernels
-from codegen.kernels import quantized_matmul as integer_kernels
 from codegen.kernels.epilogue import Epilogue
 from codegen.lowerings.arguments import rows_of
-from qcompiler.core.formats import PerToken, QuantScheme
+from codegen.selection import Product, select
+from qcompiler.core.formats import QuantScheme
 from qcompiler.core.program import operator_name
 
 
@@ -29,7 +28,9 @@ def quantized_matmul(f: FunctionLowering, node: fx.Node) -> Value:
     # What quantised the activations also summed their codes, which only kernels care for.
     sums = f.values[codes.args[0]][2]
     inputs = [f.rows(v) for v in (f.argument(codes), f.argument(scales), sums)]
-    return _product(f, node, weight, inputs, bias, residual, str(node.kwargs["scheme"]))
+    return _product(
+        f, node, weight, inputs, bias, residual, QuantScheme.parse(str(node.kwargs["scheme"]))
+    )
 
 
 def _operands(node: fx.Node, count: int) -> list[Any]:
@@ -47,7 +48,7 @@ def _product(
     inputs: list[relax.Var],
     bias: fx.Node | None,
     residual: fx.Node | None,
-    scheme: str | None,
+    scheme: QuantScheme | None,
 ) -> Value:
     name = str(weight.target)
     packing = f.weights.packings[name]
@@ -58,36 +59,21 @@ def _product(
     )
     x: Value = f.argument(node.args[0])
     m = f.row_count(x)
-    rows = rows_of(m)
-    if scheme is None:
-        kernels: Any = float_kernels
-        spec: Any = float_kernels.FloatMatmul(packing=packing, epilogue=epilogue)
-        label, reason = "float_matmul", "float32 weight"
-    else:
-        form = QuantScheme.parse(scheme).activation
-        per_token = form is not None and isinstance(form.granularity, PerToken)
-        kernels = integer_kernels
-        spec = integer_kernels.QuantizedMatmul(
-            packing=packing, per_token=per_token, epilogue=epilogue
-        )
-        label, reason = f"quantized_matmul_w{packing.bits}", f"{scheme}, {f.target.dot}"
-    build = kernels.one_row if rows == "one" else kernels.many_rows
+    product = Product(packing=packing, epilogue=epilogue, rows=rows_of(m), scheme=scheme)
+    choice = select(product, f.target)
     inputs = inputs + f.packed_weight(name)
     if bias is not None:
         inputs.append(f.shaped(f.argument(bias)))
     if residual is not None:
         inputs.append(f.rows(f.argument(residual)))
     (out,) = f.kernel(
-        (label, spec, rows),
-        lambda: build(spec, f.target),
-        f"{label}_{rows}",
+        (choice.kernel, choice.spec),
+        choice.build,
+        choice.kernel,
         inputs,
         [((m, packing.outputs), "float32")],
     )
-    f.kernels[operator_name(name)] = (
-        f"{label}_{rows}_row{'' if rows == 'one' else 's'}",
-        f"{reason}, {packing.vectors} vectors a tile",
-    )
+    f.kernels[operator_name(name)] = (choice.kernel, choice.reason)
     return Value(out, (*x.shape[:-1], packing.outputs))
 
 
