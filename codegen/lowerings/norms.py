@@ -58,7 +58,7 @@ def _quantized_rows(f: FunctionLowering, x: Value, spec: QuantizeSpec) -> list[A
 
 
 def _wrapped(x: Value, outputs: list[relax.Var]) -> tuple[Value, ...]:
-    return tuple(Value(var, (*x.shape[:-1], var.ty.shape[-1])) for var in outputs)
+    return tuple(Value(var, (*x.shape[:-1], int(var.ty.shape[-1]))) for var in outputs)
 
 
 def norm(kind: Kind) -> Lowering:
