@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 import qcompiler
-from qcompiler.frontend.packaged import packaged_file
+from qcompiler.packaged import packaged_file
 from side_by_side import run_worker
 
 MODEL = "smollm2-135m"

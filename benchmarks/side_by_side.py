@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 import qcompiler
-from qcompiler.frontend.packaged import packaged_file
+from qcompiler.packaged import packaged_file
 
 WORKER = Path(__file__).with_name("workers.py")
 PIPELINES = ("w4a8", "w8a8", "float")

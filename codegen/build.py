@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import tvm
 from tvm import relax
 
 from codegen.generic_schedule import schedule_module
-from qcompiler.core.errors import UnsupportedError
+from codegen.linker import find_linker
 from qcompiler.core.target import Target
-
-COMPILERS = ("g++", "gcc", "clang++", "clang")
 
 
 def build(module: tvm.IRModule, target: Target, path: Path) -> None:
@@ -40,21 +37,6 @@ def compile_module(module: tvm.IRModule, target: Target) -> tvm.runtime.Executab
 def runtime_library() -> Path:
     """Return the small runtime library that travels with an artifact."""
     return Path(tvm.__file__).parent / "lib" / "libtvm_runtime.so"
-
-
-def find_linker() -> str:
-    """Return a C compiler that can link a shared library.
-
-    Raises:
-        UnsupportedError: there is none.
-    """
-    for name in COMPILERS:
-        if found := shutil.which(name):
-            return found
-    raise UnsupportedError(
-        "linking the compiled model needs a C compiler, and none is installed; "
-        "install one, for instance with 'apt-get install g++'"
-    )
 
 
 def _fuse(module: tvm.IRModule) -> tvm.IRModule:

@@ -51,7 +51,12 @@ def lower(program: Program, target: Target) -> Lowered:
     functions = {}
     for name, phase in phases.items():
         lowering = FunctionLowering(builder, program, target, weights, shared, LOWERINGS)
-        lowering.lower(name, phase)
+        try:
+            lowering.lower(name, phase)
+        except BaseException:
+            # A builder that is left in the middle of a block complains about it on stderr.
+            builder._end_block()
+            raise
         kernels |= {f"{operator} ({name})": kernel for operator, kernel in lowering.kernels.items()}
         functions[name] = (_inputs(program.placeholders(), phase), lowering.fixed_sizes(phase))
     return Lowered(module=builder.finalize(), weights=weights, functions=functions, kernels=kernels)

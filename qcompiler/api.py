@@ -2,36 +2,35 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+import weakref
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-from tokenizers import Tokenizer
 from torch import nn
 from torch.export import ExportedProgram
 
-import targets
-from codegen.build import find_linker
+from codegen.interrupt import interruptible
+from codegen.linker import find_linker
 from codegen.lower import lower
-from passes import PASSES
-from qcompiler.assembly import assemble
+from qcompiler.assembly import assemble, check_scratch
 from qcompiler.benchmark import BenchResult, bench
-from qcompiler.core.artifact import MANIFEST, Manifest, check_destination, copy_artifact
-from qcompiler.core.errors import ConfigError, QCompilerError, UsageError
+from qcompiler.core.artifact import Manifest, check_destination, copy_artifact
+from qcompiler.core.errors import UsageError
 from qcompiler.core.instruments import DumpIR, Instrument
-from qcompiler.core.interpreter import TorchLanguageModel
 from qcompiler.core.pass_base import PassContext
-from qcompiler.core.pipeline import Pipeline, build_pass, pass_table
 from qcompiler.core.progress import NO_PROGRESS, Progress
-from qcompiler.core.stage import Stage
-from qcompiler.core.target import Target
-from qcompiler.evaluation import WINDOW, Evaluation, Logits
+from qcompiler.evaluation import WINDOW, Evaluation
 from qcompiler.evaluation import evaluate as evaluate_logits
 from qcompiler.frontend import capture
-from qcompiler.presets import find_pipeline
+from qcompiler.packaged import check_found
+from qcompiler.planning import plan_request
 from qcompiler.runtime import CompiledModule, LanguageModel, load
+from qcompiler.scorer import open_scorer
 
 __all__ = ["Artifact", "BenchResult", "Evaluation", "bench", "compile", "evaluate", "load"]
 
@@ -44,7 +43,6 @@ class Artifact:
 
     path: Path
     manifest: Manifest
-    _temporary: TemporaryDirectory[str] | None = None
 
     def save(self, path: str | Path) -> Path:
         """Copy the artifact to `path`, whole or not at all; return where it is."""
@@ -74,9 +72,9 @@ def compile(
 
     model: a Hugging Face folder, a GGUF file, the name of a packaged model, an exported program, or
     a module with `example_inputs`. pipeline: a preset or a TOML file; `settings` change its
-    options, each written PASS.OPTION=VALUE. context: the longest context the artifact allows. dump:
-    a folder for the program's text after every pass. Without `output`, the artifact lives in a
-    temporary folder until `save` is called.
+    options, each written PASS.OPTION=VALUE. context: the longest context the artifact allows, the
+    model's own limit if not given. dump: a folder for the program's text after every pass. Without
+    `output`, the artifact lies in a temporary folder for as long as the returned object is there.
 
     Raises:
         QCompilerError: what cannot be done, in one sentence; nothing is left half written.
@@ -85,52 +83,41 @@ def compile(
     # Whatever can be wrong with the request shows before any work is done.
     steps, machine = plan_request(pipeline, target, settings)
     find_linker()
+    check_scratch()
     if context is not None and context < 1:
         raise UsageError(f"a context of {context} tokens holds nothing; use 1 or more")
-    temporary = None if output is not None else TemporaryDirectory(prefix="qcompiler-artifact-")
-    folder = Path(output) if output is not None else Path(temporary.name) / "artifact.qc"  # type: ignore[union-attr]
-    check_destination(folder)
-    instruments: list[Instrument] = []
-    if dump is not None:
-        instruments.append(DumpIR(Path(dump)))
-    with progress.step("capture"):
-        program = capture(model, example_inputs=example_inputs, dynamic_shapes=dynamic_shapes)
-    pass_context = PassContext(target=machine, progress=progress)
-    steps.run(program, pass_context, instruments)
-    with progress.step("lower"):
-        lowered = lower(program, machine)
-    with progress.step("build"):
-        manifest = assemble(
-            program,
-            lowered,
-            folder=folder,
-            target=machine,
-            pipeline=steps.spec(),
-            context=context,
-            # No times in here: the same input gives the same bytes.
-            report={"notes": pass_context.notes, "pipeline": steps.spec()},
-        )
-    return Artifact(folder, manifest, temporary)
-
-
-def plan_request(
-    pipeline: str | Path, target: str | None, settings: Sequence[str]
-) -> tuple[Pipeline, Target]:
-    """Read a pipeline with its settings and find its target; every mistake in either shows here."""
-    table = pass_table(PASSES)
-    config = find_pipeline(str(pipeline), passes=table).with_settings(settings)
-    built = []
-    for number, step in enumerate(config.steps, start=1):
-        try:
-            built.append(build_pass(step.name, step.options, table))
-        except ConfigError as error:
-            raise ConfigError(f"{config.source}: step {number}: {error}") from None
-    steps = Pipeline(tuple(built))
-    if steps.yields is not Stage.LEGAL:
-        raise ConfigError(
-            f"{config.source}: the last step leaves a {steps.yields} program; end with 'legalize'"
-        )
-    return steps, targets.find(target or config.target or targets.NATIVE)
+    with ExitStack() as cleanup:
+        if output is None:
+            home = tempfile.mkdtemp(prefix="qcompiler-artifact-")
+            cleanup.callback(shutil.rmtree, home, ignore_errors=True)
+            folder = Path(home) / "artifact.qc"
+        else:
+            folder = Path(output)
+        check_destination(folder)
+        instruments: list[Instrument] = [] if dump is None else [DumpIR(Path(dump))]
+        with progress.step("capture"):
+            program = capture(
+                model, example_inputs=example_inputs, dynamic_shapes=dynamic_shapes, context=context
+            )
+        pass_context = PassContext(target=machine, progress=progress)
+        steps.run(program, pass_context, instruments)
+        with interruptible():
+            with progress.step("lower"):
+                lowered = lower(program, machine)
+            with progress.step("build"):
+                manifest = assemble(
+                    program,
+                    lowered,
+                    folder=folder,
+                    target=machine,
+                    pipeline=steps.spec(),
+                    # No times in here: the same input gives the same bytes.
+                    report={"notes": pass_context.notes, "pipeline": steps.spec()},
+                )
+        artifact = Artifact(folder, manifest)
+        # From here on the temporary folder, if there is one, goes with the artifact.
+        weakref.finalize(artifact, cleanup.pop_all().close)
+    return artifact
 
 
 def evaluate(
@@ -147,59 +134,36 @@ def evaluate(
 
     model, reference: an artifact's folder, or what `compile` takes, which is run in torch: in
     float, or after the passes of `pipeline` in the integer reference arithmetic. tokens: score only
-    so many; window: tokens read before the model starts afresh.
+    so many; window: tokens read before the model starts afresh, 512 if the model takes so many.
+
+    Raises:
+        UsageError: what is asked for contradicts itself, or is more than a model was made for.
+        QCompilerError: a model cannot be run, in one sentence.
     """
     progress = progress or NO_PROGRESS
+    # Whatever can be wrong with the request shows before any work is done.
+    plan = None if pipeline is None else plan_request(pipeline)
+    for name in (model, reference):
+        if isinstance(name, str | Path):
+            check_found(name)
     with progress.step("load"):
-        scored = _scorer(model, pipeline, progress)
-        compared = None if reference is None else _scorer(reference, None, progress)
-    ids = scored.tokenizer.encode(text, add_special_tokens=False).ids
-    if (
-        compared is not None
-        and compared.tokenizer.encode(text, add_special_tokens=False).ids != ids
-    ):
+        scorers = [open_scorer(model, plan, progress)]
+        if reference is not None:
+            scorers.append(open_scorer(reference, None, progress))
+    scored, *compared = scorers
+    ids = scored.encode(text)
+    if any(other.encode(text) != ids for other in compared):
         raise UsageError("the model and its reference split the text into different tokens")
+    prefix = [] if scored.begin_token is None else [scored.begin_token]
+    longest = min(scorer.max_context for scorer in scorers) - len(prefix)
+    if window is not None and window > longest:
+        raise UsageError(f"a window of {window} tokens does not fit the context of {longest}")
     with progress.step("evaluate"):
         return evaluate_logits(
             scored.logits,
             ids if tokens is None else ids[:tokens],
-            reference=None if compared is None else compared.logits,
-            prefix=scored.tokenizer.encode("", add_special_tokens=True).ids[:1],
-            window=window or WINDOW,
+            reference=compared[0].logits if compared else None,
+            prefix=prefix,
+            window=window or min(WINDOW, longest),
             progress=progress,
         )
-
-
-@dataclass(frozen=True)
-class _Scorer:
-    logits: Logits
-    tokenizer: Tokenizer
-
-
-def _scorer(model: Model, pipeline: str | Path | None, progress: Progress) -> _Scorer:
-    if isinstance(model, str | Path) and (Path(model) / MANIFEST).is_file():
-        if pipeline is not None:
-            raise UsageError(f"{model} is compiled already; a pipeline goes with a model")
-        loaded = load(Path(model))
-        if not isinstance(loaded, LanguageModel):
-            raise UsageError(f"{model} is no language model; only those predict text")
-        return _Scorer(
-            loaded.logits, _tokenizer((Path(model) / "tokenizer.json").read_text(), str(model))
-        )
-    program = capture(model)
-    if program.info.kind != "causal-lm":
-        raise UsageError(f"{program.info.name} is no language model; only those predict text")
-    if pipeline is not None:
-        steps, machine = plan_request(pipeline, None, ())
-        steps.run(program, PassContext(target=machine, progress=progress))
-    torch_model = TorchLanguageModel(program)
-    return _Scorer(
-        lambda ids: torch_model.logits(ids).numpy(),
-        _tokenizer(program.info.tokenizer_json, program.info.name),
-    )
-
-
-def _tokenizer(text: str | None, name: str) -> Tokenizer:
-    if text is None:
-        raise QCompilerError(f"{name} has no tokenizer; put its tokenizer.json into the folder")
-    return Tokenizer.from_str(text)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -25,11 +26,34 @@ from qcompiler.core.artifact import (
     TensorSpec,
     write_artifact,
 )
+from qcompiler.core.errors import UsageError
 from qcompiler.core.program import ModelInfo, Program
 from qcompiler.core.target import Target
 
 RUNTIME_LIBRARY = "lib/libtvm_runtime.so"
-DEFAULT_CONTEXT = 8192
+
+SCRATCH_BYTES = 32 << 20
+"""Space for object files and the library they are linked to; those of large models take a tenth."""
+
+
+def check_scratch() -> None:
+    """Make sure that there is room for temporary files: where LLVM lacks it, it ends the process.
+
+    Raises:
+        UsageError: there is none.
+    """
+    try:
+        place = tempfile.gettempdir()
+    except FileNotFoundError:
+        raise UsageError(
+            "no folder for temporary files can be written to; name one in TMPDIR"
+        ) from None
+    free = shutil.disk_usage(place).free
+    if free < SCRATCH_BYTES:
+        raise UsageError(
+            f"{place} has {free / 1e6:.1f} MB left for temporary files, and compiling may take "
+            f"{SCRATCH_BYTES / 1e6:.0f} MB; free some space, or name another folder in TMPDIR"
+        )
 
 
 def assemble(
@@ -39,11 +63,10 @@ def assemble(
     folder: Path,
     target: Target,
     pipeline: Sequence[Any],
-    context: int | None,
     report: dict[str, Any],
 ) -> Manifest:
     """Compile a lowered program and write its artifact to `folder`; return the manifest."""
-    with TemporaryDirectory(prefix="qcompiler-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="qcompiler-") as scratch:
         library = Path(scratch) / "model.so"
         build(lowered.module, target, library)
         files: dict[str, bytes | Path] = {
@@ -53,15 +76,14 @@ def assemble(
         }
         if program.info.tokenizer_json is not None:
             files["tokenizer.json"] = program.info.tokenizer_json.encode()
-        manifest = _manifest(program, lowered, target, pipeline, context)
+        manifest = _manifest(program, lowered, target, pipeline)
         return write_artifact(folder, manifest, files, lowered.weights.arrays())
 
 
 def _manifest(
-    program: Program, lowered: Lowered, target: Target, pipeline: Sequence[Any], context: int | None
+    program: Program, lowered: Lowered, target: Target, pipeline: Sequence[Any]
 ) -> Manifest:
     info = program.info
-    longest = info.max_context or 0
     return Manifest(
         kind=info.kind,
         compiler=qcompiler.__version__,
@@ -70,7 +92,7 @@ def _manifest(
             architecture=info.architecture,
             source=info.source,
             vocab_size=info.vocab_size or 0,
-            max_context=min(context or DEFAULT_CONTEXT, longest) if longest else 0,
+            max_context=info.max_context or 0,
             kv=tuple(
                 CacheSpec(heads=kv.heads, head_dim=kv.head_dim) for kv in info.kv for _ in "kv"
             ),

@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from qcompiler.benchmark_process import WRONG_USAGE
 from qcompiler.core.artifact import read_manifest
 from qcompiler.core.errors import ArtifactError, UsageError
 
@@ -69,6 +70,8 @@ def bench(
     )
     if done.returncode:
         lines = done.stderr.strip().splitlines()
+        if done.returncode == WRONG_USAGE:
+            raise UsageError(lines[-1])
         raise ArtifactError(f"{path} could not be timed: {lines[-1] if lines else 'no output'}")
     found = json.loads(done.stdout)
     weight_bytes = manifest.sizes["weight_bytes"]

@@ -9,8 +9,11 @@ import time
 
 import numpy as np
 
-from qcompiler.core.errors import QCompilerError
+from qcompiler.core.errors import QCompilerError, UsageError
 from qcompiler.runtime import LanguageModel, load
+
+WRONG_USAGE = 2
+"""Exit status: what was asked for cannot be understood, as in `qcompiler.cli`."""
 
 
 def main() -> None:
@@ -20,7 +23,8 @@ def main() -> None:
     try:
         model = load(path, threads=threads or None)
     except QCompilerError as error:
-        sys.exit(str(error))
+        print(error, file=sys.stderr)
+        sys.exit(WRONG_USAGE if isinstance(error, UsageError) else 1)
     assert isinstance(model, LanguageModel)
     session = model.new_session()
     session.prefill([1, 2, 3, 4])

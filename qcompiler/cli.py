@@ -165,7 +165,7 @@ def _evaluate(
         int | None, typer.Option(min=2, help="Use so many tokens of the text; all if not given.")
     ] = None,
     window: Annotated[
-        int | None, typer.Option(min=2, help="Tokens the model sees at once; its context.")
+        int | None, typer.Option(min=2, help="Tokens the model sees at once; 512 if not given.")
     ] = None,
     as_json: Json = False,
     quiet: Quiet = False,

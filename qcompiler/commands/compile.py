@@ -6,11 +6,13 @@ import time
 from pathlib import Path
 
 import qcompiler
+from codegen.linker import find_linker
 from qcompiler.commands.output import human_bytes, say
 from qcompiler.commands.progress import watch
 from qcompiler.core.artifact import check_destination
+from qcompiler.packaged import check_found
 from qcompiler.presets import find_pipeline
-from targets import find
+from targets import NATIVE, find
 
 
 def compile_model(
@@ -25,11 +27,17 @@ def compile_model(
     quiet: bool,
 ) -> None:
     """Compile `model` into the folder `output`, and say where it is and how large."""
-    # What is wrong with the request should show before seconds are spent on loading torch.
-    plan = find_pipeline(pipeline).with_settings(settings)
-    machine = find(target or plan.target or "native")
-    check_destination(output)
     start = time.monotonic()
+    # What is wrong with the request should show before seconds are spent on loading torch …
+    plan = find_pipeline(pipeline).with_settings(settings)
+    machine = find(target or plan.target or NATIVE)
+    check_destination(output)
+    check_found(model)
+    find_linker()
+    # … and what is wrong with options of passes, which are written in it, before TVM is loaded.
+    from qcompiler.planning import plan_request
+
+    plan_request(pipeline, target, settings)
     with watch(quiet=quiet) as progress:
         qcompiler.compile(
             model,

@@ -9,6 +9,8 @@ import qcompiler
 from qcompiler.commands.output import print_json, print_table
 from qcompiler.commands.progress import watch
 from qcompiler.core.errors import UsageError
+from qcompiler.packaged import check_found
+from qcompiler.presets import find_pipeline
 
 
 def evaluate(
@@ -23,7 +25,16 @@ def evaluate(
     quiet: bool,
 ) -> None:
     """Print likelihood, perplexity and, given a reference, the distance to it."""
+    # What is wrong with the request should show before seconds are spent on loading torch and TVM.
     content = read_text(text)
+    for name in (model, reference):
+        if name is not None:
+            check_found(name)
+    if pipeline is not None:
+        find_pipeline(pipeline)
+        from qcompiler.planning import plan_request
+
+        plan_request(pipeline)
     with watch(quiet=quiet) as progress:
         found = qcompiler.evaluate(
             model,

@@ -10,7 +10,7 @@ from torch import nn
 from torch.export import ExportedProgram
 from transformers import PreTrainedModel
 
-from qcompiler.core.errors import CaptureError, suggest
+from qcompiler.core.errors import CaptureError, UsageError
 from qcompiler.core.program import KvCache, ModelInfo, Program
 from qcompiler.core.weights import TensorSource, WeightSource
 from qcompiler.frontend.causal_lm import capture_causal_lm
@@ -19,8 +19,8 @@ from qcompiler.frontend.families import CAUSAL_LMS, ENCODERS, check_config
 from qcompiler.frontend.gguf_model import open_gguf
 from qcompiler.frontend.hf_folder import open_folder
 from qcompiler.frontend.module import Inputs, capture_encoder, capture_exported, capture_module
-from qcompiler.frontend.packaged import PACKAGED, packaged_file
 from qcompiler.frontend.text import TextInfo, end_tokens_of
+from qcompiler.packaged import check_found, packaged_file
 
 MEMORY = "memory"
 """What a report says of weights that were in memory already."""
@@ -33,26 +33,30 @@ def capture(
     *,
     example_inputs: Inputs | None = None,
     dynamic_shapes: Any = None,
+    context: int | None = None,
 ) -> Program:
     """Capture a model as a float program.
 
     model: a Hugging Face folder, a GGUF file or a folder that holds one, the name of a packaged
     model, a module, or an exported program. Language models become one graph for prefill and decode
     with KV caches as inputs; encoders take ids and a mask; other modules need example inputs, and
-    dynamic shapes as `torch.export.export` takes them if any size is to stay open.
+    dynamic shapes as `torch.export.export` takes them if any size is to stay open. context: the
+    longest context of a language model, if less than its own limit is enough.
 
     Raises:
         CaptureError: the model cannot be found, read or captured; the text says why.
+        UsageError: `context` is more than the model was made for, or the model has none.
     """
     if isinstance(model, str | Path):
         if example_inputs is not None or dynamic_shapes is not None:
             raise CaptureError(
                 "example inputs and dynamic shapes go with a module, not with a file"
             )
-        return _capture_checkpoint(open_model(model))
+        return _capture_checkpoint(open_model(model), context)
     if isinstance(model, ExportedProgram):
         if example_inputs is not None or dynamic_shapes is not None:
             raise CaptureError("an exported program already has its inputs and their shapes")
+        _check_no_context("an exported program", context)
         return _capture_exported(model)
     if not isinstance(model, nn.Module):
         raise CaptureError(
@@ -60,7 +64,8 @@ def capture(
             "torch module or an exported program"
         )
     if example_inputs is None:
-        return _capture_checkpoint(_in_memory(model))
+        return _capture_checkpoint(_in_memory(model), context)
+    _check_no_context("a module with example inputs", context)
     lifted = capture_module(model, example_inputs, dynamic_shapes)
     state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     name = type(model).__name__
@@ -77,15 +82,14 @@ def open_model(model: str | Path) -> Checkpoint:
     Raises:
         CaptureError: there is no such thing, or it cannot be read.
     """
+    check_found(model)
     path = Path(model).expanduser()
-    if str(model) in PACKAGED and not path.exists():
+    if not path.exists():
         return replace(open_gguf(packaged_file(str(model))), name=str(model))
     if path.is_file():
         if path.suffix == ".safetensors":
             raise CaptureError(f"{path} holds weights alone; pass its folder, with its config.json")
         return open_gguf(path)
-    if not path.is_dir():
-        raise CaptureError(_not_found(str(model)))
     files = sorted(path.glob("*.gguf"))
     if not files or any(path.glob("*.safetensors")):
         return open_folder(path)
@@ -94,13 +98,6 @@ def open_model(model: str | Path) -> Checkpoint:
             f"{path} holds {len(files)} GGUF files ({files[0].name}, {files[1].name}, …); pass one"
         )
     return open_gguf(files[0])
-
-
-def _not_found(name: str) -> str:
-    looks_like_path = "/" in name or "." in name
-    if looks_like_path:
-        return f"there is no file or folder {name}; models are not downloaded"
-    return f"there is no file or folder '{name}', and {suggest('packaged model', name, PACKAGED)}"
 
 
 def _in_memory(module: nn.Module) -> Checkpoint:
@@ -131,8 +128,28 @@ def _head(module: PreTrainedModel) -> object:
     return module.get_output_embeddings()  # type: ignore[no-untyped-call]
 
 
-def _capture_checkpoint(checkpoint: Checkpoint) -> Program:
+def _check_no_context(what: str, context: int | None) -> None:
+    if context is not None:
+        raise UsageError(f"{what} has no context to set; that goes with language models")
+
+
+def _max_context(checkpoint: Checkpoint, context: int | None) -> int:
+    limit: int = checkpoint.model.config.max_position_embeddings
+    if context is None:
+        return limit
+    if checkpoint.model.config.model_type in ENCODERS:
+        _check_no_context(f"{checkpoint.name}, an encoder,", context)
+    if context > limit:
+        raise UsageError(
+            f"a context of {context} tokens is more than {checkpoint.name} was made for; "
+            f"its limit is {limit}"
+        )
+    return context
+
+
+def _capture_checkpoint(checkpoint: Checkpoint, context: int | None) -> Program:
     model, config, text = checkpoint.model, checkpoint.model.config, checkpoint.text
+    max_context = _max_context(checkpoint, context)
     if config.model_type in ENCODERS:
         lifted, kv = capture_encoder(model), _NO_CACHES
     else:
@@ -145,7 +162,7 @@ def _capture_checkpoint(checkpoint: Checkpoint) -> Program:
             kind="causal-lm" if kv else "module",
             architecture=config.model_type,
             vocab_size=config.vocab_size,
-            max_context=config.max_position_embeddings,
+            max_context=max_context,
             kv=kv,
             end_tokens=text.end_tokens,
             begin_token=text.begin_token,

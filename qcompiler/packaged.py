@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
-from qcompiler.core.errors import CaptureError
+from qcompiler.core.errors import CaptureError, suggest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,3 +64,18 @@ def packaged_file(name: str) -> Path:
             f"{model.sha256[:12]}); get it again with: {model.command}"
         )
     return path
+
+
+def check_found(model: str | Path) -> None:
+    """Refuse what is neither a file or folder nor the name of a packaged model.
+
+    Takes no time, so that a mistyped name is found before anything is loaded. Raises CaptureError.
+    """
+    name = str(model)
+    if name in PACKAGED or Path(name).expanduser().exists():
+        return
+    if "/" in name or "." in name:
+        raise CaptureError(f"there is no file or folder {name}; models are not downloaded")
+    raise CaptureError(
+        f"there is no file or folder '{name}', and {suggest('packaged model', name, PACKAGED)}"
+    )

