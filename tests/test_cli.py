@@ -241,7 +241,14 @@ def test_compile_passes_its_options_on(
     out = tmp_path / "out.qc"
     arguments = ["compile", "model.gguf", "-o", str(out), "--target", "x86-64-v3"]
     arguments += ["--pipeline", "w8a8", "--set", 'set-bits.rules=[{pattern="*",scheme="w8a8"}]']
-    arguments += ["--set", "legalize.widen=true", "--context", "512", "--dump", str(tmp_path / "dump")]
+    arguments += [
+        "--set",
+        "legalize.widen=true",
+        "--context",
+        "512",
+        "--dump",
+        str(tmp_path / "dump"),
+    ]
     assert cli.main(arguments) == 0
     shown = capsys.readouterr()
     assert shown.out == f"{out}\n"
