@@ -50,7 +50,7 @@ class PackedWeights:
         self._places: dict[tuple[str, str], list[int]] = {}
         self._makers: list[Callable[[], dict[str, np.ndarray]]] = []
         for node in program.graph.nodes:
-            if node.op == "call_function":
+            if node.op in ("call_function", "output"):
                 self._visit(node)
 
     def packed(self, name: str) -> list[int]:

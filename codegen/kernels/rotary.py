@@ -40,10 +40,6 @@ class RotarySpec:
     interleaved: bool = False
 
     def __post_init__(self) -> None:
-        if self.head_size % 8:
-            raise UnsupportedError(
-                f"heads of {self.head_size} features cannot be rotated; use a multiple of 8"
-            )
         if self.rotated % 2 or not 0 < self.rotated <= self.head_size:
             raise UnsupportedError(
                 f"{self.rotated} of {self.head_size} features cannot turn in pairs; "
