@@ -9,6 +9,7 @@ from tvm import relax
 
 from codegen.generic_schedule import schedule_module
 from codegen.linker import find_linker
+from codegen.shape_functions import OrderShapeFunctions
 from qcompiler.core.target import Target
 
 
@@ -64,6 +65,7 @@ def _pipeline() -> tvm.transform.Pass:
             transform.LowerRuntimeBuiltin(),
             transform.ComputePrimValue(),
             transform.VMShapeLower(),
+            OrderShapeFunctions,
             transform.AttachGlobalSymbol(),
         ]
     )

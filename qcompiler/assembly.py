@@ -6,7 +6,7 @@ import importlib.metadata
 import json
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 import qcompiler
 from codegen.build import build, runtime_library
 from codegen.lower import Lowered
+from qcompiler.core import ops
 from qcompiler.core.artifact import (
     CacheSpec,
     EntryFunction,
@@ -135,14 +136,12 @@ def _special_tokens(info: ModelInfo) -> dict[str, str]:
 
 
 def _entry(program: Program, names: Sequence[str], fixed: dict[str, int]) -> EntryFunction:
-    """Describe an entry function's tensors; a size that varies is called as the graph calls it."""
-    symbols: dict[str, str] = {}
+    """Describe an entry function's tensors; sizes that vary are named in their order."""
+    sizes = _Sizes(fixed)
 
     def spec(name: str, val: torch.Tensor) -> TensorSpec:
-        shape = [_size(dim, symbols, fixed) for dim in val.shape]
-        return TensorSpec(
-            name=name, dtype=str(val.dtype).removeprefix("torch."), shape=tuple(shape)
-        )
+        dtype = str(val.dtype).removeprefix("torch.")
+        return TensorSpec(name=name, dtype=dtype, shape=tuple(map(sizes.describe, val.shape)))
 
     inputs = {str(n.target): n.meta["val"] for n in program.placeholders()}
     (output,) = [n for n in program.graph.nodes if n.op == "output"]
@@ -150,13 +149,42 @@ def _entry(program: Program, names: Sequence[str], fixed: dict[str, int]) -> Ent
     return EntryFunction(
         inputs=tuple(spec(name, inputs[name]) for name in names),
         outputs=tuple(spec(f"output_{i}", node.meta["val"]) for i, node in enumerate(results)),
+        bounds=sizes.bounds,
+        rows={name: count for name, count in _looked_up(program) if name in names},
     )
 
 
-def _size(dim: int | torch.SymInt, symbols: dict[str, str], fixed: dict[str, int]) -> int | str:
-    if isinstance(dim, int):
-        return dim
-    text = str(dim)
-    if text in fixed:
-        return fixed[text]
-    return symbols.setdefault(text, f"s{len(symbols)}")
+class _Sizes:
+    """Names for the sizes that vary, and the range of each; some have a value in this function."""
+
+    def __init__(self, fixed: dict[str, int]) -> None:
+        self.bounds: dict[str, tuple[int, int | None]] = {}
+        self._fixed = fixed
+        self._names: dict[str, str] = {}
+
+    def describe(self, size: int | torch.SymInt) -> int | str:
+        if isinstance(size, int):
+            return size
+        text = str(size)
+        if text in self._fixed:
+            return self._fixed[text]
+        if text not in self._names:
+            self._names[text] = f"s{len(self._names)}"
+            self.bounds[self._names[text]] = _bounds(size)
+        return self._names[text]
+
+
+def _bounds(size: torch.SymInt) -> tuple[int, int | None]:
+    found = size.node.shape_env.bound_sympy(size.node.expr)
+    # Of a size that varies torch assumes that it is 2 or more; kernels do not care.
+    low = int(found.lower) if found.lower > 2 else 1
+    return low, int(found.upper) if found.upper.is_Integer else None
+
+
+def _looked_up(program: Program) -> Iterator[tuple[str, int]]:
+    """Yield the inputs that name rows of a table, and how many rows it has."""
+    for node in program.graph.nodes:
+        if node.target in {ops.embedding, ops.quantized_embedding}:
+            source, table = node.args
+            if source.op == "placeholder" and table.op == "get_attr":
+                yield str(source.target), program.weights.shape(str(table.target))[0]

@@ -120,7 +120,20 @@ class CompiledModule:
                 raise UsageError(
                     f"the input '{spec.name}' has {want} = {size}, and {self.name} takes {limit}"
                 )
+        rows = self._forward.rows.get(spec.name)
+        if rows is not None and array.size and not 0 <= array.min() <= array.max() < rows:
+            # Kernels would read beyond the table.
+            raise UsageError(
+                f"the input '{spec.name}' holds {_outside(array)}, and {self.name} takes "
+                f"numbers from 0 to {rows - 1} there"
+            )
         return aligned(array)
+
+
+def _outside(array: np.ndarray) -> int:
+    """Return an index that no table has, or else the largest."""
+    low = int(array.min())
+    return low if low < 0 else int(array.max())
 
 
 def _text(spec: TensorSpec) -> str:

@@ -244,6 +244,7 @@ def write_module(folder: Path, *, one_output: bool) -> Path:
                 inputs=(tensor("x", "float32", "b", 4), tensor("k", "int64", "b")),
                 outputs=outputs[:1] if one_output else outputs,
                 bounds={"b": (1, 64)},
+                rows={"k": 100},
             )
         },
         weights=(tensor("w", "float32", 4),),

@@ -91,6 +91,8 @@ def test_inputs_are_left_alone_and_outputs_are_new(module: CompiledModule) -> No
         ((X, K[:2]), {}, r"'k' has the shape \[2\], and adder takes \[b\], b being 3"),
         ((X[:0], K[:0]), {}, "'x' has b = 0, and adder takes 1 to 64"),
         ((np.ones((65, 4), np.float32), np.zeros(65, int)), {}, "b = 65, and adder takes 1 to 64"),
+        ((X, K + 98), {}, "'k' holds 100, and adder takes numbers from 0 to 99 there"),
+        ((X, K - 1), {}, "'k' holds -1, and adder takes numbers from 0 to 99 there"),
     ],
 )
 def test_wrong_inputs(

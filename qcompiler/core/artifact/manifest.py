@@ -84,11 +84,13 @@ class EntryFunction:
     """What a compiled function takes and gives, its caches and weights left out.
 
     `bounds` holds the smallest and the largest value of a size that varies; None is no limit.
+    `rows` holds how many rows the table has that an input's numbers are looked up in.
     """
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     bounds: dict[str, tuple[int, int | None]] = field(default_factory=dict)
+    rows: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
