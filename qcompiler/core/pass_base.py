@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
+from qcompiler.core.calibration import Calibration
+from qcompiler.core.cost import KernelTimer
+from qcompiler.core.errors import UsageError
 from qcompiler.core.program import Program
 from qcompiler.core.progress import NO_PROGRESS, Progress
 from qcompiler.core.stage import Stage
@@ -14,15 +18,40 @@ from qcompiler.core.target import Target
 
 @dataclass(kw_only=True)
 class PassContext:
-    """What a pass may need from elsewhere; wired by `qcompiler.api`."""
+    """What a pass may need from elsewhere; wired by `qcompiler.api`.
+
+    `calibration` is there when a step of the pipeline says that it `calibrates`. `max_ram` bounds,
+    in bytes, the activations kept in memory; more goes to files. `work` is a folder in which long
+    work is kept from one run to the next, so that it can go on where it was stopped; None: nothing
+    is kept. `records` are what passes measured, as JSON, for the report.
+    """
 
     target: Target
     progress: Progress = NO_PROGRESS
+    calibration: Calibration | None = None
+    kernel_timer: KernelTimer | None = None
+    max_ram: int | None = None
+    work: Path | None = None
     notes: dict[str, list[str]] = field(default_factory=dict)
+    records: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def note(self, name: str, text: str) -> None:
         """Record what a pass did or declined to do, for the report."""
         self.notes.setdefault(name, []).append(text)
+
+    def record(self, name: str, key: str, value: Any) -> None:
+        """Keep what pass `name` measured under `key`, as JSON can say it, for the report."""
+        self.records.setdefault(name, {})[key] = value
+
+    def samples(self, name: str, count: int | None = None) -> Calibration:
+        """Return the calibration samples, the first `count` of them, for pass `name`.
+
+        Raises:
+            UsageError: there are none.
+        """
+        if self.calibration is None or not len(self.calibration):
+            raise UsageError(f"pass '{name}' runs the model on samples, and none were given")
+        return self.calibration if count is None else self.calibration.first(count)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +70,11 @@ class Pass(ABC):
     needs: ClassVar[frozenset[type[Any]]] = frozenset()
     adds: ClassVar[frozenset[type[Any]]] = frozenset()
     keeps: ClassVar[frozenset[type[Any]] | None] = frozenset()
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether the pass, with these options, runs the model on calibration samples."""
+        return False
 
     @abstractmethod
     def run(self, program: Program, context: PassContext) -> None:
