@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import fx
 
-from passes.activations import activation_of
+from passes.activation_functions import activation_of
 from passes.products import Product
 from passes.rewrite import both_orders, calls, is_tensor, remove_unused, same_type
 from qcompiler.core.pass_base import Pass, PassContext

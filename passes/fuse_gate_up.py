@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import fx
 
-from passes.activations import activation_of
+from passes.activation_functions import activation_of
 from passes.patterns.views import last_axis
 from passes.products import (
     Product,
