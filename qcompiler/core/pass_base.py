@@ -23,7 +23,8 @@ class PassContext:
     `calibration` is there when a step of the pipeline says that it `calibrates`. `max_ram` bounds,
     in bytes, the activations kept in memory; more goes to files. `work` is a folder in which long
     work is kept from one run to the next, so that it can go on where it was stopped; None: nothing
-    is kept. `records` are what passes measured, as JSON, for the report.
+    is kept. `records` are what passes measured, as JSON, for the report; `seconds` what they
+    measured with a clock, which is no part of the same bytes for the same input.
     """
 
     target: Target
@@ -34,6 +35,7 @@ class PassContext:
     work: Path | None = None
     notes: dict[str, list[str]] = field(default_factory=dict)
     records: dict[str, dict[str, Any]] = field(default_factory=dict)
+    seconds: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def note(self, name: str, text: str) -> None:
         """Record what a pass did or declined to do, for the report."""
@@ -42,6 +44,10 @@ class PassContext:
     def record(self, name: str, key: str, value: Any) -> None:
         """Keep what pass `name` measured under `key`, as JSON can say it, for the report."""
         self.records.setdefault(name, {})[key] = value
+
+    def record_seconds(self, name: str, key: str, value: Any) -> None:
+        """Keep what pass `name` measured with a clock under `key`, or what follows from that."""
+        self.seconds.setdefault(name, {})[key] = value
 
     def samples(self, name: str, count: int | None = None) -> Calibration:
         """Return the calibration samples, the first `count` of them, for pass `name`.
