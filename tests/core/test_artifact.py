@@ -334,6 +334,42 @@ def test_equal_inputs_give_equal_bytes(
     assert contents(again) == contents(written)
 
 
+def test_unlisted_files_are_beside_the_promise(
+    tmp_path: Path,
+    manifest: Manifest,
+    files: dict[str, bytes | Path],
+    tensors: dict[str, np.ndarray],
+) -> None:
+    """They see the manifest as it is written, and neither checks nor overwriting mind them."""
+    folder = tmp_path / "timed.qc"
+
+    def write(seconds: int) -> dict[str, bytes]:
+        seen: list[Manifest] = []
+
+        def unlisted(final: Manifest) -> dict[str, bytes]:
+            seen.append(final)
+            return {"times.json": b"%d" % seconds, "report.html": b"<html>"}
+
+        listed = write_artifact(folder, manifest, files, tensors.items(), unlisted=unlisted)
+        assert seen == [listed]
+        assert not artifact.UNLISTED & set(listed.files)
+        return {name: data for name, data in contents(folder).items() if name != "times.json"}
+
+    first = write(1)
+    assert write(2) == first
+    assert contents(folder)["times.json"] == b"2"
+    (folder / "report.html").unlink()
+    verify_files(folder, read_manifest(folder))
+
+
+def test_only_some_files_may_be_unlisted(tmp_path: Path, manifest: Manifest) -> None:
+    bare = dataclasses.replace(manifest, weights=())
+    with pytest.raises(ValueError, match=r"notes\.txt is no file that the manifest may leave out"):
+        write_artifact(tmp_path / "a.qc", bare, {}, [], unlisted=lambda _: {"notes.txt": b""})
+    with pytest.raises(ValueError, match=r"times\.json is no name for a file"):
+        write_artifact(tmp_path / "a.qc", bare, {"times.json": b""}, [])
+
+
 def test_no_such_folder(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"there is no .*nowhere; give the folder"):
         read_manifest(tmp_path / "nowhere")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from qcompiler.core.artifact.folder import (
     MANIFEST,
+    UNLISTED,
     WEIGHTS,
     check_destination,
     copy_artifact,
@@ -35,6 +36,7 @@ __all__ = [
     "ALIGNMENT",
     "MANIFEST",
     "SCHEMA",
+    "UNLISTED",
     "WEIGHTS",
     "CacheSpec",
     "EntryFunction",

@@ -9,7 +9,7 @@ import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -20,6 +20,8 @@ from qcompiler.core.errors import ArtifactError
 
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.safetensors"
+UNLISTED = frozenset({"report.html", "times.json"})
+"""Files an artifact may hold that its manifest does not list: they differ from run to run."""
 _CHUNK = 1 << 20
 
 
@@ -114,7 +116,7 @@ def check_destination(folder: Path) -> None:
         ) from None
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        if name != MANIFEST and name not in known and not path.is_dir():
+        if name not in {MANIFEST, *UNLISTED, *known} and not path.is_dir():
             raise ArtifactError(
                 f"{folder} is not overwritten, since {name} in it is not part of the artifact; "
                 "move that file, or choose another place"
@@ -126,11 +128,14 @@ def write_artifact(
     manifest: Manifest,
     files: Mapping[str, bytes | Path],
     weights: Iterable[tuple[str, np.ndarray]],
+    *,
+    unlisted: Callable[[Manifest], Mapping[str, bytes]] | None = None,
 ) -> Manifest:
     """Write an artifact, whole or not at all, and return its manifest with sizes and hashes.
 
     `files` maps names to contents, or to files that are copied; `weights` come in the order of
-    `manifest.weights`, one in memory at a time. All is written beside `folder`, flushed to disk and
+    `manifest.weights`, one in memory at a time; `unlisted` gives, for the manifest as it is
+    written, files of the names in `UNLISTED`. All is written beside `folder`, flushed to disk and
     renamed; an artifact that is there already is replaced at the very end, and untouched by any
     failure before. Equal arguments give equal bytes.
 
@@ -150,6 +155,10 @@ def write_artifact(
         records[WEIGHTS] = _write(partial / WEIGHTS, encode_weights(manifest.weights, weights))
         manifest = dataclasses.replace(manifest, sizes=sizes, files=records)
         _write(partial / MANIFEST, [to_json(manifest).encode()])
+        for name, content in (unlisted(manifest) if unlisted is not None else {}).items():
+            if name not in UNLISTED:
+                raise ValueError(f"{name} is no file that the manifest may leave out")
+            _write(partial / name, [content])
         for subfolder in {(partial / name).parent for name in records}:
             _sync_folder(subfolder)
         _replace(partial, place)
@@ -199,7 +208,7 @@ def _replace(new: Path, place: Path) -> None:
 def _checked_name(name: str) -> PurePosixPath:
     """Return a file name that stays inside the artifact and is not the compiler's own."""
     path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or name in {MANIFEST, WEIGHTS}:
+    if path.is_absolute() or ".." in path.parts or name in {MANIFEST, WEIGHTS, *UNLISTED}:
         raise ValueError(f"{name} is no name for a file of an artifact")
     return path
 
