@@ -1,0 +1,226 @@
+"""Cut a program's graph into segments and run them one after the other on samples.
+
+Between two segments only the values that are still needed are kept, and within one only its own
+weights are in memory: calibration, learned rounding and sensitivities go through a model of any
+size in this way. Products run on dequantised weights and on activations that are quantised and
+dequantised again: what `core.reference` computes, but for the last bits of float sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from typing import Any, cast
+
+import torch
+from torch import fx
+
+from passes.activations import Values
+from qcompiler.core import ops
+from qcompiler.core.formats import QuantScheme, TensorFormat
+from qcompiler.core.program import LINEARS, Program, operator_name, weight_of
+from qcompiler.core.qtensor import QuantizedTensor
+from qcompiler.core.reference import quantize_activation
+
+Weights = Callable[[str], torch.Tensor]
+"""Names of weights to float32 tensors."""
+
+Tap = Callable[[str, torch.Tensor], None]
+"""Called with each product's operator name and input [..., k], as the product sees it."""
+
+TABLES = frozenset({ops.embedding, ops.quantized_embedding})
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Consecutive calls of a graph, from place `begin` up to place `end`."""
+
+    order: GraphOrder
+    begin: int
+    end: int
+
+    @property
+    def nodes(self) -> tuple[fx.Node, ...]:
+        return self.order.nodes[self.begin : self.end]
+
+    def linears(self) -> list[tuple[str, fx.Node]]:
+        """Return the products with a stored weight, as (operator name, node), in graph order."""
+        found = [(node, weight_of(node)) for node in self.nodes if node.target in LINEARS]
+        return [(operator_name(weight), node) for node, weight in found if weight is not None]
+
+    def split(self) -> list[Segment]:
+        """Cut before every product whose input no product before it in the segment reads.
+
+        Products of one input, such as those of queries, keys and values, stay together. The first
+        part has no products.
+        """
+        seen: set[fx.Node] = set()
+        cuts = [self.begin]
+        named = {node for _, node in self.linears()}
+        for place, node in enumerate(self.nodes, start=self.begin):
+            if node in named and node.args[0] not in seen:
+                assert isinstance(node.args[0], fx.Node)
+                seen.add(node.args[0])
+                cuts.append(place)
+        return [Segment(self.order, a, b) for a, b in pairwise([*cuts, self.end])]
+
+    def run(
+        self,
+        values: Values,
+        weights: Weights,
+        schemes: Mapping[str, QuantScheme] | None = None,
+        tap: Tap | None = None,
+    ) -> Values:
+        """Run the segment on what was live before it; return what is live after it.
+
+        Products named in `schemes` see their input as the scheme quantises it, as does `tap`.
+        `values` is left as it is. Caches start empty, and are forgotten.
+        """
+        env: dict[str, Any] = dict(values)
+        for place, node in enumerate(self.nodes, start=self.begin):
+            self.order.provide_caches(node, env)
+            env[node.name] = _call(node, env, weights, schemes or {}, tap)
+            for name in self.order.dead_after[place]:
+                env.pop(name, None)
+        return env
+
+
+@dataclass(frozen=True, eq=False)
+class GraphOrder:
+    """The calls of a graph in order, and after which of them a value is needed no more."""
+
+    program: Program
+
+    @cached_property
+    def nodes(self) -> tuple[fx.Node, ...]:
+        return tuple(n for n in self.program.graph.nodes if n.op == "call_function")
+
+    @cached_property
+    def dead_after(self) -> list[list[str]]:
+        """For each call the values that it is the last to use; inputs but caches stay."""
+        last: dict[fx.Node, int] = {node: place for place, node in enumerate(self.nodes)}
+        for place, node in enumerate(self.nodes):
+            for source in node.all_input_nodes:
+                if source.op == "call_function" or source in self.caches:
+                    last[source] = place
+        for source in self.program.graph.output_node().all_input_nodes:
+            last.pop(source, None)
+        dead: list[list[str]] = [[] for _ in self.nodes]
+        for node, place in last.items():
+            dead[place].append(node.name)
+        return dead
+
+    @cached_property
+    def caches(self) -> frozenset[fx.Node]:
+        """The inputs that are KV caches."""
+        count = 2 * len(self.program.info.kv)
+        return frozenset(self.program.placeholders()[-count:]) if count else frozenset()
+
+    def provide_caches(self, node: fx.Node, env: dict[str, Any]) -> None:
+        """Make the caches that a call changes, empty and as long as the sample."""
+        for source in node.all_input_nodes:
+            if source in self.caches and source.name not in env:
+                _, heads, _, size = source.meta["val"].shape
+                tokens = env[self.program.placeholders()[0].name].shape[1]
+                env[source.name] = torch.zeros(1, int(heads), tokens, int(size))
+
+    def inputs(self, sample: Sequence[torch.Tensor]) -> Values:
+        """Return the values that the first segment starts from, for one calibration sample.
+
+        A causal LM reads the sample's tokens from position 0, and gives logits for each.
+        """
+        names = [node.name for node in self.program.placeholders() if node not in self.caches]
+        if self.program.info.kind == "causal-lm":
+            (tokens,) = sample
+            given = (tokens.reshape(1, -1), torch.tensor([0]), torch.arange(tokens.numel()))
+            return dict(zip(names, given, strict=True))
+        return dict(zip(names, sample, strict=True))
+
+
+def segments(program: Program) -> list[Segment]:
+    """Cut a program into what is before its blocks, each block, and what is after them.
+
+    A program without blocks is one segment.
+    """
+    order = GraphOrder(program)
+    place = {node.name: i for i, node in enumerate(order.nodes)}
+    cuts = [0, *(place[block.nodes[0]] for block in program.blocks)]
+    if program.blocks:
+        cuts.append(place[program.blocks[-1].nodes[-1]] + 1)
+    return [Segment(order, a, b) for a, b in pairwise([*cuts, len(order.nodes)])]
+
+
+class SegmentWeights:
+    """The float32 weights of a segment, each read (and dequantised) once, some under another value.
+
+    `codes` are quantised entries that take the place of what the store holds.
+    """
+
+    def __init__(
+        self, program: Program, codes: Mapping[str, QuantizedTensor] | None = None
+    ) -> None:
+        self._store = program.weights
+        self._codes = codes or {}
+        self._kept: dict[str, torch.Tensor] = {}
+
+    def __call__(self, name: str) -> torch.Tensor:
+        entry = self._store.resolve(name)
+        if entry not in self._kept:
+            weight = self._codes.get(entry) or self._store.get(entry)
+            plain = weight.dequantize() if isinstance(weight, QuantizedTensor) else weight
+            self._kept[entry] = plain
+        return self._kept[entry]
+
+
+def as_quantized(x: torch.Tensor, form: TensorFormat | None) -> torch.Tensor:
+    """Quantise activations [..., k] and dequantise them again; None leaves them as they are.
+
+    Gradients pass straight through (arXiv 1308.3432).
+    """
+    requantize = cast(Callable[..., torch.Tensor], _Requantize.apply)
+    return x if form is None else requantize(x, form)
+
+
+class _Requantize(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, form: TensorFormat) -> torch.Tensor:
+        codes, scales = quantize_activation(x, form)
+        k = x.shape[-1]
+        size, groups = form.group_size(k), form.groups(k)
+        if groups * size == k:
+            split = codes.to(torch.float32).reshape(*x.shape[:-1], groups, size)
+            return (split * scales.unsqueeze(-1)).reshape(x.shape)
+        return codes.to(torch.float32) * scales.repeat_interleave(size, -1)[..., :k]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return gradients[0], None
+
+
+def _call(
+    node: fx.Node,
+    env: dict[str, Any],
+    weights: Weights,
+    schemes: Mapping[str, QuantScheme],
+    tap: Tap | None,
+) -> Any:
+    def fetch(source: fx.Node) -> Any:
+        return weights(str(source.target)) if source.op == "get_attr" else env[source.name]
+
+    args: list[Any] = list(cast(Any, fx.node.map_arg(node.args, fetch)))
+    kwargs: dict[str, Any] = dict(cast(Any, fx.node.map_arg(node.kwargs, fetch)))
+    kwargs.pop("scheme", None)
+    if node.target in TABLES:
+        return ops.embedding(*args, **kwargs)
+    weight = weight_of(node) if node.target in LINEARS else None
+    if weight is None:
+        assert callable(node.target)
+        return node.target(*args, **kwargs)
+    name = operator_name(weight)
+    if name in schemes:
+        args[0] = as_quantized(args[0], schemes[name].activation)
+    if tap is not None:
+        tap(name, args[0])
+    return ops.linear(*args, **kwargs)
