@@ -46,3 +46,68 @@ class Hessians:
             KeyError: the operator was not measured.
         """
         return self.matrices[self.inputs[operator]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OperatorCost:
+    """What an operator costs in one scheme: bytes as packed, seconds a token and a whole prompt.
+
+    The seconds are None where no time was measured or estimated.
+    """
+
+    bits: float
+    bytes: int
+    decode_s: float | None = None
+    prefill_s: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What each operator costs in each scheme, and what all the rest of the model costs.
+
+    `choices` are by operator and scheme, "float" among them; an operator that fusing makes part of
+    a larger product has its share of that. `weights` are the entries of each operator's weight.
+    `rest` is what no operator accounts for: norms, attention, tables, the calls themselves.
+    `prompt_tokens` is the length of the prompt. `source` says where seconds are from: "timer",
+    "roofline", or "" where there are none.
+    """
+
+    choices: Mapping[str, Mapping[str, OperatorCost]]
+    weights: Mapping[str, int]
+    rest: OperatorCost
+    prompt_tokens: int = 512
+    source: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanPoint:
+    """One plan: the predicted rise of the loss and its totals, by the name of the budget.
+
+    Totals are those of `Allocation`; `label` names the plan, such as "uniform w4a8g64".
+    """
+
+    loss: float
+    totals: Mapping[str, float]
+    label: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Allocation:
+    """The plan that `allocate-bits` found, and what it is worth.
+
+    `plan` is the scheme by operator, "float" among them. `bound` is a loss that no plan within the
+    budgets can be below, `gap` = (loss − bound) / |loss|. `totals` and `budgets` go by the names
+    "bits_per_weight" (of the operators that were free to choose), "bytes", "decode_ms" and
+    "prefill_ms" (of the whole model). `prices` say how much the loss falls per unit by which a
+    budget grows. `front` are the plans of other budgets that no other plan beats.
+    """
+
+    plan: Mapping[str, str]
+    loss: float
+    bound: float
+    gap: float
+    totals: Mapping[str, float]
+    budgets: Mapping[str, float]
+    prices: Mapping[str, float]
+    front: tuple[PlanPoint, ...] = ()
+    relative: bool = False
