@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from torch import fx
-
+from passes.planned import PlannedWeight, planned_weights, put_codes
 from passes.rounding import round_to_nearest
-from qcompiler.core import ops
 from qcompiler.core.errors import QCompilerError
-from qcompiler.core.formats import QuantScheme
 from qcompiler.core.pass_base import Pass, PassContext
-from qcompiler.core.program import Program, operator_name, weight_of
+from qcompiler.core.program import Program, operator_name
+from qcompiler.core.qtensor import QuantizedTensor
 from qcompiler.core.stage import Stage
-
-QUANTIZED: dict[Any, Callable[..., Any]] = {
-    ops.linear: ops.quantized_linear,
-    ops.embedding: ops.quantized_embedding,
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,37 +31,18 @@ class QuantizeRtn(Pass):
     range: Literal["full", "restricted"] = "full"
 
     def run(self, program: Program, context: PassContext) -> None:
-        planned = _planned(program)
-        entries: dict[str, list[fx.Node]] = {}
-        for node in planned:
-            entries.setdefault(program.weights.resolve(str(weight_of(node))), []).append(node)
-        for done, (entry, nodes) in enumerate(entries.items(), start=1):
-            scheme = program.plan[operator_name(str(weight_of(nodes[0])))]
-            self._quantize(program, entry, scheme)
-            for node in nodes:
-                node.target = QUANTIZED[node.target]
-                node.kwargs = {"scheme": str(scheme), **node.kwargs}
-            context.progress.advance(done, len(entries))
+        planned = planned_weights(program)
+        for done, weight in enumerate(planned.values(), start=1):
+            put_codes(program, planned, {weight.entry: self._quantize(program, weight)})
+            context.progress.advance(done, len(planned))
 
-    def _quantize(self, program: Program, entry: str, scheme: QuantScheme) -> None:
-        weight = program.weights.tensor(entry)
+    def _quantize(self, program: Program, weight: PlannedWeight) -> QuantizedTensor:
         try:
-            codes = round_to_nearest(weight, scheme.weight, span=self.range)
+            return round_to_nearest(
+                program.weights.tensor(weight.entry), weight.scheme.weight, span=self.range
+            )
         except QCompilerError as error:
             raise QCompilerError(
-                f"'{entry}' cannot be quantised: {error}; leave it float with "
-                f"{{pattern = '{operator_name(entry)}', scheme = 'float'}}"
+                f"'{weight.entry}' cannot be quantised: {error}; leave it float with "
+                f"{{pattern = '{operator_name(weight.entry)}', scheme = 'float'}}"
             ) from None
-        program.weights.put(entry, codes)
-
-
-def _planned(program: Program) -> list[fx.Node]:
-    """Return the products and tables whose weight is to be quantised, in graph order."""
-    return [
-        node
-        for node in program.graph.nodes
-        if node.op == "call_function"
-        and node.target in QUANTIZED
-        and (weight := weight_of(node)) is not None
-        and operator_name(weight) in program.plan
-    ]
