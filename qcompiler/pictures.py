@@ -6,7 +6,7 @@ Text and axes take the colour of the text around them, so that a page may be dar
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -119,6 +119,33 @@ def bars_svg(
     return _document(elements, width, int(top + len(bars) * row + 8), title)
 
 
+def lines_svg(
+    series: Mapping[str, Sequence[Point]],
+    *,
+    x_title: str,
+    y_title: str,
+    width: int = 640,
+    height: int = 320,
+) -> str:
+    """Draw a line through the points of each series, from zero up, with a legend.
+
+    >>> lines_svg({"before": [Point(x=0, y=1)]}, x_title="block", y_title="error")[:4]
+    '<svg'
+    """
+    everything = [point for points in series.values() for point in points]
+    xs, ys = [p.x for p in everything], [p.y for p in everything]
+    plot = _Plot(_ticks(xs), _ticks([0.0, *ys]), width, height, top=34)
+    elements = [*plot.axes(x_title, y_title), *_legend(list(series), plot.left, 18)]
+    for index, points in enumerate(series.values()):
+        colour = PALETTE[index % len(PALETTE)]
+        if points:
+            path: list[svg.PathData] = [svg.M(plot.x(points[0].x), plot.y(points[0].y))]
+            path += [svg.L(plot.x(point.x), plot.y(point.y)) for point in points[1:]]
+            elements.append(svg.Path(d=path, fill="none", stroke=colour, stroke_width=1.5))
+        elements += [_dot(point, plot, radius=2.5, fill=colour) for point in points]
+    return _document(elements, width, height, f"{y_title} against {x_title}")
+
+
 def _document(elements: list[svg.Element], width: int, height: int, title: str) -> str:
     drawing = svg.SVG(
         viewBox=svg.ViewBoxSpec(0, 0, width, height),
@@ -134,10 +161,12 @@ def _document(elements: list[svg.Element], width: int, height: int, title: str) 
 class _Plot:
     """A rectangle with a linear scale on each axis, from its first tick to its last."""
 
-    def __init__(self, xs: list[float], ys: list[float], width: int, height: int) -> None:
+    def __init__(
+        self, xs: list[float], ys: list[float], width: int, height: int, *, top: int = 14
+    ) -> None:
         self.xs, self.ys = xs, ys
         self.left, self.right = 24 + _LETTER * max(len(_number(y)) for y in ys) + 8, width - 16
-        self.top, self.bottom = 14, height - 46
+        self.top, self.bottom = top, height - 46
         self.width, self.height = width, height
 
     def x(self, value: float) -> float:

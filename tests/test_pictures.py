@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
 
-from qcompiler.pictures import Bar, Point, bars_svg, pareto_svg
+from qcompiler.pictures import Bar, Point, bars_svg, lines_svg, pareto_svg
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -58,3 +58,18 @@ def test_logarithmic_bars_show_each_decade_alike() -> None:
 def test_values_that_have_no_length_leave_a_trace() -> None:
     bars = [Bar(label="a", value=-1.0), Bar(label="b", value=float("nan")), Bar(label="c", value=0)]
     assert widths(bars_svg(bars, title="t")) == [0.5, 0.5, 0.5]
+
+
+def test_each_series_is_a_line_through_its_points() -> None:
+    series = {
+        "before": [Point(x=0, y=2), Point(x=1, y=3)],
+        "after": [Point(x=0, y=1), Point(x=1, y=1)],
+        "never": [],
+    }
+    text = lines_svg(series, x_title="block", y_title="error")
+    before, after = circles(text)[:2], circles(text)[2:]
+    assert [x for x, _ in before] == [x for x, _ in after]
+    assert all(low > high for (_, high), (_, low) in zip(before, after, strict=True))
+    root = ElementTree.fromstring(text)
+    assert {"before", "after", "never"} <= {element.text for element in root.iter(f"{SVG}text")}
+    assert len(list(root.iter(f"{SVG}path"))) == 2
