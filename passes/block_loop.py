@@ -1,0 +1,272 @@
+"""Quantise a program block by block, each from the inputs that the blocks before it then give."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+
+from passes.activations import Activations
+from passes.checkpoint import Checkpoint, Codes, open_checkpoint
+from passes.planned import PlannedWeight, planned_weights, put_codes
+from passes.segments import GraphOrder, Segment, SegmentWeights, segments
+from qcompiler.core.calibration import Calibration
+from qcompiler.core.errors import QCompilerError
+from qcompiler.core.formats import QuantScheme, TensorFormat
+from qcompiler.core.pass_base import Pass, PassContext
+from qcompiler.core.program import Program, operator_name, weight_of
+from qcompiler.core.progress import Progress
+from qcompiler.core.qtensor import QuantizedTensor
+
+
+@dataclass
+class BlockRun:
+    """One block that is to be quantised, and what goes into it.
+
+    `inputs` are the values before the block when all that was before it is quantised,
+    `float_inputs` and `float_outputs` those of the float model, before and after it, when the loop
+    was asked for them. `planned` are the block's weights that are to be quantised, by entry;
+    `known` the codes of entries that are settled already, such as a table that is tied to the head.
+    """
+
+    program: Program
+    segment: Segment
+    index: int
+    count: int
+    planned: dict[str, PlannedWeight]
+    inputs: Activations
+    float_inputs: Activations | None
+    float_outputs: Activations | None
+    known: Codes
+    progress: Progress
+    budget: int | None
+
+    def weights(self, codes: Codes | None = None) -> SegmentWeights:
+        """Return the block's weights: the float ones, or with `codes` those they stand for."""
+        return SegmentWeights(self.program, None if codes is None else self.known | codes)
+
+    def schemes(self, codes: Mapping[str, Any]) -> dict[str, QuantScheme]:
+        """Return the schemes of products by operator name: of those with codes, settled or given.
+
+        Without them in `Segment.run`, a product reads float activations.
+        """
+        return schemes_of(self.program, self.segment, {**self.known, **codes})
+
+    def advance(self, share: float) -> None:
+        """Say that a share of this block's work is done, from 0 to 1."""
+        self.progress.advance(round(100 * (self.index + share)), 100 * self.count)
+
+
+@dataclass
+class BlockResult:
+    """What a quantiser made of a block: codes by entry, and what is to be reported.
+
+    `outputs` are the values after the quantised block, if the quantiser has them anyway.
+    """
+
+    codes: Codes
+    record: dict[str, Any] = field(default_factory=dict)
+    outputs: Activations | None = None
+
+
+class BlockQuantizer(Protocol):
+    """A method to find codes."""
+
+    float_chain: bool
+    """Whether it wants the float model's values before and after the block."""
+
+    def quantize_block(self, run: BlockRun) -> BlockResult:
+        """Return codes for every planned weight of a block."""
+
+    def round_weight(self, weight: torch.Tensor, form: TensorFormat) -> QuantizedTensor:
+        """Return codes for a weight that no single product reads, such as a table."""
+
+
+def quantize_blocks(
+    program: Program, context: PassContext, step: Pass, quantizer: BlockQuantizer
+) -> list[dict[str, Any]]:
+    """Replace every planned weight by codes; return what was recorded of each block.
+
+    With a work folder in the context, each finished block is kept there, and those that are there
+    already are not worked on again.
+
+    Raises:
+        QCompilerError: a weight or activation is not finite, in one sentence.
+    """
+    calibration = context.samples(step.name)
+    planned = planned_weights(program)
+    checkpoint = (
+        None if context.work is None else open_checkpoint(context.work, step, program, calibration)
+    )
+    with torch.no_grad():
+        loop = _Loop(program, context, quantizer, planned, calibration, checkpoint)
+        records = loop.run()
+    put_codes(program, planned, loop.codes)
+    return records
+
+
+class _Loop:
+    def __init__(
+        self,
+        program: Program,
+        context: PassContext,
+        quantizer: BlockQuantizer,
+        planned: dict[str, PlannedWeight],
+        calibration: Calibration,
+        checkpoint: Checkpoint | None,
+    ) -> None:
+        self.program, self.context, self.quantizer = program, context, quantizer
+        self.planned, self.calibration, self.checkpoint = planned, calibration, checkpoint
+        self.codes: Codes = {}
+        parts = segments(program)
+        # What comes after the last planned product need not be run.
+        needed = [i for i, part in enumerate(parts) if self._planned_in(part)]
+        self.parts = parts[: needed[-1] + 1] if needed else []
+        chains = 2 if quantizer.float_chain else 1
+        # A chain is read and written at once.
+        self.budget = None if context.max_ram is None else context.max_ram // (2 * chains)
+
+    def run(self) -> list[dict[str, Any]]:
+        self._round_the_rest()
+        records: list[dict[str, Any]] = []
+        start = 0
+        if self.checkpoint is not None and self.checkpoint.done:
+            for index in range(min(self.checkpoint.done, len(self.parts))):
+                codes, record = self.checkpoint.codes(index)
+                self.codes |= codes
+                records.append(record)
+            start = len(records)
+            self.context.progress.advance(100 * start, 100 * len(self.parts))
+        quantized, plain = self._chains_into(start)
+        for index in range(start, len(self.parts)):
+            result, quantized, plain = self._block(index, quantized, plain)
+            self.codes |= result.codes
+            records.append(result.record)
+            if self.checkpoint is not None:
+                chains = {"quantized": quantized}
+                if plain is not None:
+                    chains["float"] = plain
+                self.checkpoint.save(result.codes, result.record, chains)
+            self.context.progress.advance(100 * (index + 1), 100 * len(self.parts))
+        return records
+
+    def _block(
+        self, index: int, quantized: Activations, plain: Activations | None
+    ) -> tuple[BlockResult, Activations, Activations | None]:
+        part = self.parts[index]
+        after = None
+        if plain is not None:
+            after = self._forward(part, plain, SegmentWeights(self.program), {})
+        run = BlockRun(
+            program=self.program,
+            segment=part,
+            index=index,
+            count=len(self.parts),
+            planned={entry: self.planned[entry] for entry in self._planned_in(part)},
+            inputs=quantized,
+            float_inputs=plain,
+            float_outputs=after,
+            known=self.codes,
+            progress=self.context.progress,
+            budget=self.budget,
+        )
+        result = self.quantizer.quantize_block(run) if run.planned else BlockResult({})
+        missing = run.planned.keys() - result.codes.keys()
+        if missing:
+            raise TypeError(f"no codes were found for {sorted(missing)[0]}")
+        codes = self.codes | result.codes
+        outputs = result.outputs
+        if outputs is None:
+            schemes = schemes_of(self.program, part, codes)
+            weights = SegmentWeights(self.program, codes)
+            outputs = self._forward(part, quantized, weights, schemes)
+        for old in (quantized, plain):
+            if old is not None:
+                old.close()
+        gc.collect()
+        return result, outputs, after
+
+    def _forward(
+        self,
+        part: Segment,
+        inputs: Activations,
+        weights: SegmentWeights,
+        schemes: Mapping[str, QuantScheme],
+    ) -> Activations:
+        outputs = Activations(budget=self.budget)
+        for values in inputs:
+            outputs.append(check_finite(part.run(values, weights, schemes), part))
+        return outputs
+
+    def _chains_into(self, done: int) -> tuple[Activations, Activations | None]:
+        """Return what goes into the first block that is not done, from files or the samples."""
+        wanted = ("quantized", "float") if self.quantizer.float_chain else ("quantized",)
+        if done and self.checkpoint is not None:
+            opened = [self.checkpoint.activations(chain, self.budget) for chain in wanted]
+        else:
+            order = GraphOrder(self.program)
+            opened = [
+                Activations(map(order.inputs, self.calibration.samples), budget=self.budget)
+                for _ in wanted
+            ]
+        return opened[0], opened[1] if len(opened) > 1 else None
+
+    def _planned_in(self, part: Segment) -> list[str]:
+        """Return the entries that the products of a segment read, and nothing else does."""
+        weights = self.program.weights
+        entries = [weights.resolve(str(weight_of(node))) for _, node in part.linears()]
+        return [e for e in entries if e in self.planned and self.planned[e].is_product_only]
+
+    def _round_the_rest(self) -> None:
+        for weight in self.planned.values():
+            if not weight.is_product_only:
+                value = self.program.weights.tensor(weight.entry)
+                self.codes[weight.entry] = round_named(self.quantizer, weight.entry, value, weight)
+
+
+def round_named(
+    quantizer: BlockQuantizer, entry: str, value: torch.Tensor, weight: PlannedWeight
+) -> QuantizedTensor:
+    """Round a weight; an error names it."""
+    try:
+        return quantizer.round_weight(value, weight.scheme.weight)
+    except QCompilerError as error:
+        raise cannot_quantize(entry, error) from None
+
+
+def cannot_quantize(entry: str, error: QCompilerError) -> QCompilerError:
+    """Say of a weight why it cannot be quantised, and the way out."""
+    return QCompilerError(
+        f"'{entry}' cannot be quantised: {error}; leave it float with "
+        f"{{pattern = '{operator_name(entry)}', scheme = 'float'}}"
+    )
+
+
+def schemes_of(program: Program, part: Segment, codes: Mapping[str, Any]) -> dict[str, QuantScheme]:
+    """Return the schemes of a segment's products whose codes are known, by operator name."""
+    return {
+        name: program.plan[name]
+        for name, node in part.linears()
+        if program.weights.resolve(str(weight_of(node))) in codes
+    }
+
+
+def check_finite(values: dict[str, Any], part: Segment) -> dict[str, Any]:
+    """Return the values after a segment, all of which must be finite.
+
+    Raises:
+        QCompilerError: naming the first operator that is known to give something else.
+    """
+    for name, value in values.items():
+        if not (isinstance(value, torch.Tensor) and value.is_floating_point()):
+            continue
+        if not bool(torch.isfinite(value).all()):
+            products = ", ".join(operator for operator, _ in part.linears()) or "no products"
+            raise QCompilerError(
+                f"'{name}', computed from {products}, is infinite or not a number on a "
+                "calibration sample; look for damaged weights there"
+            )
+    return values

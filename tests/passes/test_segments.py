@@ -1,0 +1,124 @@
+"""A program cut into segments computes what the whole program computes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from passes.quantize_rtn import QuantizeRtn
+from passes.segments import SegmentWeights, as_quantized, segments
+from passes.set_bits import Rule, SetBits
+from qcompiler.core.builder import ProgramBuilder
+from qcompiler.core.formats import QuantScheme
+from qcompiler.core.interpreter import TorchLanguageModel
+from qcompiler.core.pass_base import PassContext
+from qcompiler.core.program import Program
+from qcompiler.core.reference import quantize_activation, quantized_matmul, sqnr
+
+Make = Callable[..., Program]
+Run = Callable[..., PassContext]
+
+TOKENS = torch.tensor([3, 1, 4, 1, 5, 9, 2])
+
+
+def test_segments_in_turn_compute_what_the_program_computes(tiny_llama: Make) -> None:
+    program = tiny_llama(layers=3)
+    program.blocks = find(program)
+    parts = segments(program)
+    assert len(parts) == 5
+    values = parts[0].order.inputs((TOKENS,))
+    with torch.no_grad():
+        for part in parts:
+            values = part.run(values, SegmentWeights(program))
+    (name,) = [n.name for n in program.graph.output_node().all_input_nodes]
+    assert torch.equal(values[name][0], TorchLanguageModel(program).logits(TOKENS.tolist()))
+
+
+def test_what_is_needed_no_more_is_forgotten(tiny_llama: Make) -> None:
+    program = tiny_llama(layers=3)
+    program.blocks = find(program)
+    parts = segments(program)
+    values = parts[0].order.inputs((TOKENS,))
+    sizes = []
+    for part in parts[:-1]:
+        values = part.run(values, SegmentWeights(program))
+        sizes.append(len(values))
+    assert len(set(sizes)) == 1
+    assert not [name for name in values if "cache" in name]
+
+
+def test_parts_of_a_block_begin_with_products_of_one_input(tiny_llama: Make) -> None:
+    program = tiny_llama(layers=2)
+    program.blocks = find(program)
+    block = segments(program)[1]
+    names = [[n.rpartition(".")[2] for n, _ in part.linears()] for part in block.split()]
+    assert names == [
+        [],
+        ["q_proj", "k_proj", "v_proj"],
+        ["o_proj"],
+        ["gate_proj", "up_proj"],
+        ["down_proj"],
+    ]
+    values = segments(program)[0].run(block.order.inputs((TOKENS,)), SegmentWeights(program))
+    expected = block.run(values, SegmentWeights(program))
+    for part in block.split():
+        values = part.run(values, SegmentWeights(program))
+    assert values.keys() == expected.keys()
+    assert all(torch.equal(values[name], expected[name]) for name in values)
+
+
+def test_quantised_products_are_those_of_the_reference(tiny_llama: Make, run_pass: Run) -> None:
+    program = tiny_llama(layers=2)
+    run_pass(program, SetBits(rules=(Rule(scheme="w4a8g32"),)))
+    plan = dict(program.plan)
+    run_pass(program, QuantizeRtn())
+    parts = segments(program)
+    values = parts[0].order.inputs((TOKENS,))
+    seen: dict[str, torch.Tensor] = {}
+    with torch.no_grad():
+        for part in parts:
+            values = part.run(values, SegmentWeights(program), plan, tap=seen.__setitem__)
+    (name,) = [n.name for n in program.graph.output_node().all_input_nodes]
+    reference = TorchLanguageModel(program).logits(TOKENS.tolist())
+    # Sums are taken in another order, so that a code of an activation may differ here and there.
+    assert sqnr(reference, values[name][0]) > 30
+    assert seen.keys() == dict(program.linears()).keys()
+
+
+@pytest.mark.parametrize("scheme", ["w4a8g32", "w8a8", "w4a8g64t", "w8a8g128"])
+def test_requantised_activations_are_what_integers_stand_for(scheme: str) -> None:
+    form = QuantScheme.parse(scheme).activation
+    assert form is not None
+    x = torch.randn(2, 5, 200)
+    from passes.rounding import round_to_nearest
+
+    weight = round_to_nearest(torch.randn(7, 200), QuantScheme.parse(scheme).weight)
+    expected = quantized_matmul(*quantize_activation(x, form), weight)
+    assert sqnr(expected, as_quantized(x, form) @ weight.dequantize().T) > 120
+
+
+def test_gradients_pass_straight_through() -> None:
+    x = torch.randn(3, 64, requires_grad=True)
+    as_quantized(x, QuantScheme.parse("w8a8g32").activation).sum().backward()
+    assert torch.equal(x.grad, torch.ones(3, 64))
+
+
+def test_a_program_without_blocks_is_one_segment() -> None:
+    from qcompiler.core import ops
+    from qcompiler.core.program import ModelInfo
+
+    build = ProgramBuilder({"a.weight": torch.randn(4, 8)})
+    y = build.call(ops.linear, build.input("x", ("t", 8)), build.weight("a.weight"))
+    program = build.finish(y, ModelInfo(name="one", kind="module", architecture="one"))
+    (part,) = segments(program)
+    x = torch.randn(3, 8)
+    values = part.run(part.order.inputs((x,)), SegmentWeights(program))
+    assert torch.equal(values[y.name], x @ program.weights.tensor("a.weight").T)
+
+
+def find(program: Program) -> tuple[object, ...]:
+    from qcompiler.core.blocks import find_blocks
+
+    return find_blocks(program.graph)
