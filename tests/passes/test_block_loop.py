@@ -60,7 +60,7 @@ class Rounding:
             assert len(run.float_outputs) == len(run.inputs)
         codes = {}
         for entry, weight in run.planned.items():
-            value = run.program.weights.tensor(entry) * (1 + sum(means) * self.scaled)
+            value = run.program.weights.tensor(entry) * (1 + sum(means) if self.scaled else 1)
             codes[entry] = round_to_nearest(value, weight.scheme.weight)
         return BlockResult(codes, {"mean": sum(means)})
 
