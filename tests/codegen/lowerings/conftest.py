@@ -9,14 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-tvm = pytest.importorskip("tvm")
-from tvm import relax  # noqa: E402
-
-from codegen.build import compile_module  # noqa: E402
-from codegen.lower import lower  # noqa: E402
-from qcompiler.core.program import Program  # noqa: E402
-from qcompiler.frontend import capture  # noqa: E402
-from targets import find  # noqa: E402
+from qcompiler.core.program import Program
+from qcompiler.frontend import capture
+from targets import find
 
 Function = Callable[..., Any]
 LENGTHS = (5, 1, 17)
@@ -48,12 +43,12 @@ def captured() -> Callable[..., Program]:
 
 
 @pytest.fixture
-def agrees(captured: Callable[..., Program]) -> Callable[..., None]:
+def agrees(captured: Callable[..., Program], compiled: Callable[..., Any]) -> Callable[..., None]:
     """Assert that a function gives when compiled what it gives in torch, with types and shapes."""
 
     def check(function: Function, *inputs: torch.Tensor, shortest: int = 1) -> None:
         program = captured(function, *inputs, shortest=shortest)
-        run = compiled(program)
+        run = compiled(program, find("native"))
         for length in (max(length, shortest) for length in LENGTHS):
             first = resized(inputs[0], length)
             expected = function(first, *inputs[1:])
@@ -61,9 +56,9 @@ def agrees(captured: Callable[..., Program]) -> Callable[..., None]:
             actual = run(first, *inputs[1:])
             assert len(actual) == len(expected)
             for ours, theirs in zip(actual, expected, strict=True):
-                assert ours.dtype == theirs.numpy().dtype
-                np.testing.assert_allclose(ours, theirs.numpy(), rtol=2e-5, atol=2e-6)
-                assert ours.shape == tuple(theirs.shape)
+                assert ours.dtype == theirs.dtype
+                np.testing.assert_allclose(ours.numpy(), theirs.numpy(), rtol=2e-5, atol=2e-6)
+                assert ours.shape == theirs.shape
 
     return check
 
@@ -73,17 +68,3 @@ def resized(x: torch.Tensor, length: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(length)
     noise = torch.randn(3, *x.shape, generator=generator) if x.is_floating_point() else [x] * 3
     return torch.cat([x, *noise], 1)[:, :length].contiguous()
-
-
-def compiled(program: Program) -> Callable[..., list[np.ndarray]]:
-    """Compile a module's program as it is, without passes; return it as a function."""
-    target = find("native")
-    lowered = lower(program, target)
-    machine = relax.VirtualMachine(compile_module(lowered.module, target), tvm.cpu())
-    weights = [tvm.runtime.tensor(array) for _, array in lowered.weights.arrays()]
-
-    def run(*inputs: torch.Tensor) -> list[np.ndarray]:
-        out = machine["forward"](*(tvm.runtime.tensor(i.numpy()) for i in inputs), weights)
-        return [out.numpy()] if hasattr(out, "numpy") else [o.numpy() for o in out]
-
-    return run

@@ -1,0 +1,90 @@
+"""Bring programs down to LEGAL, compile them in memory, and run what comes out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+# Read when TVM starts its threads; parallel loops are to be tested with more than one.
+os.environ.setdefault("TVM_NUM_THREADS", "2")
+
+import numpy as np
+import pytest
+import torch
+import tvm
+from tvm import relax
+
+from codegen.build import compile_module
+from codegen.lower import Lowered, lower
+from passes.canonicalize import Canonicalize
+from passes.fuse_epilogue import FuseEpilogue
+from passes.fuse_gate_up import FuseGateUp
+from passes.fuse_norm import FuseNorm
+from passes.fuse_qkv import FuseQkv
+from passes.fuse_rope import FuseRope
+from passes.legalize import Legalize
+from passes.quantize_rtn import QuantizeRtn
+from passes.set_bits import Rule, SetBits
+from qcompiler.core.pass_base import Pass, PassContext
+from qcompiler.core.pipeline import Pipeline
+from qcompiler.core.program import Program
+from qcompiler.core.target import Target
+
+FUSE = (FuseQkv(), FuseGateUp(), FuseEpilogue(), FuseRope(), FuseNorm())
+
+
+@pytest.fixture
+def legal() -> Callable[..., Program]:
+    """Return a function that runs all passes on a captured program; a scheme quantises it."""
+
+    def run(program: Program, target: Target, scheme: str = "float") -> Program:
+        steps: tuple[Pass, ...] = (Canonicalize(), *FUSE, Legalize())
+        if scheme != "float":
+            rounded = (SetBits(rules=(Rule(scheme=scheme),)), QuantizeRtn())
+            steps = (Canonicalize(), *rounded, *FUSE, Legalize())
+        Pipeline(steps, start=program.stage).run(program, PassContext(target=target))
+        return program
+
+    return run
+
+
+class CompiledProgram:
+    """A lowered program in memory, with its weights."""
+
+    def __init__(self, lowered: Lowered, target: Target) -> None:
+        self.lowered = lowered
+        self.executable = compile_module(lowered.module, target)
+        self._machine = relax.VirtualMachine(self.executable, tvm.cpu())
+        self._weights = [tvm.runtime.tensor(array) for _, array in lowered.weights.arrays()]
+
+    def __call__(self, *inputs: torch.Tensor) -> list[torch.Tensor]:
+        """Run the only function of a module."""
+        return self.call("forward", inputs, [])
+
+    def call(
+        self, name: str, inputs: tuple[torch.Tensor, ...], caches: list[torch.Tensor]
+    ) -> list[torch.Tensor]:
+        """Run a function; caches change."""
+        given = [tvm.runtime.tensor(tensor.numpy()) for tensor in inputs]
+        kv = [tvm.runtime.tensor(cache.numpy()) for cache in caches]
+        out = self._machine[name](*given, *([kv] if kv else []), self._weights)
+        for cache, changed in zip(caches, kv, strict=True):
+            cache.copy_(torch.from_numpy(changed.numpy()))
+        results = [out] if hasattr(out, "numpy") else out
+        return [torch.from_numpy(np.array(result.numpy())) for result in results]
+
+    def step(
+        self, ids: torch.Tensor, position: int, rows: torch.Tensor, caches: list[torch.Tensor]
+    ) -> torch.Tensor:
+        """Do what `TorchLanguageModel.step` does: one token by `decode`, more by `prefill`."""
+        name = "decode" if ids.shape[1] == 1 else "prefill"
+        given = {"ids": ids, "position": torch.tensor([position]), "rows": rows}
+        names, _ = self.lowered.functions[name]
+        (logits,) = self.call(name, tuple(given[n] for n in names), caches)
+        return logits[0]
+
+
+@pytest.fixture
+def compiled() -> Callable[[Program, Target], CompiledProgram]:
+    """Return a function that lowers and compiles a legal program."""
+    return lambda program, target: CompiledProgram(lower(program, target), target)
