@@ -9,13 +9,7 @@ from pathlib import Path
 
 
 def cache_folder() -> Path:
-    """Return where results are kept: `QCOMPILER_CACHE`, or a folder among the user's caches.
-
-    >>> os.environ["QCOMPILER_CACHE"] = "/somewhere"
-    >>> cache_folder()
-    PosixPath('/somewhere')
-    >>> del os.environ["QCOMPILER_CACHE"]
-    """
+    """Return where results are kept: `QCOMPILER_CACHE`, or a folder among the user's caches."""
     if place := os.environ.get("QCOMPILER_CACHE"):
         return Path(place).expanduser()
     home = os.environ.get("XDG_CACHE_HOME")
