@@ -9,12 +9,14 @@ from passes.fuse_norm import FuseNorm
 from passes.fuse_qkv import FuseQkv
 from passes.fuse_rope import FuseRope
 from passes.legalize import Legalize
+from passes.measure_hessian import MeasureHessian
 from passes.quantize_rtn import QuantizeRtn
 from passes.set_bits import SetBits
 from qcompiler.core.pass_base import Pass
 
 PASSES: tuple[type[Pass], ...] = (
     Canonicalize,
+    MeasureHessian,
     SetBits,
     QuantizeRtn,
     FuseQkv,
