@@ -23,12 +23,14 @@ from qcompiler.core.artifact import Manifest, check_destination, copy_artifact
 from qcompiler.core.errors import UsageError
 from qcompiler.core.instruments import DumpIR, Instrument
 from qcompiler.core.pass_base import PassContext
-from qcompiler.core.progress import NO_PROGRESS, Progress
+from qcompiler.core.progress import NO_PROGRESS, Progress, StepTimer
 from qcompiler.evaluation import WINDOW, Evaluation
 from qcompiler.evaluation import evaluate as evaluate_logits
 from qcompiler.frontend import capture
 from qcompiler.packaged import check_found
 from qcompiler.planning import plan_request
+from qcompiler.report.content import SCHEMA
+from qcompiler.report.facts import describe
 from qcompiler.runtime import CompiledModule, LanguageModel, load
 from qcompiler.scorer import open_scorer
 
@@ -79,7 +81,7 @@ def compile(
     Raises:
         QCompilerError: what cannot be done, in one sentence; nothing is left half written.
     """
-    progress = progress or NO_PROGRESS
+    progress = timer = StepTimer(progress or NO_PROGRESS)
     # Whatever can be wrong with the request shows before any work is done.
     steps, machine = plan_request(pipeline, target, settings)
     find_linker()
@@ -111,8 +113,12 @@ def compile(
                     folder=folder,
                     target=machine,
                     pipeline=steps.spec(),
-                    # No times in here: the same input gives the same bytes.
-                    report={"notes": pass_context.notes, "pipeline": steps.spec()},
+                    report=describe(program, pass_context, steps.spec()),
+                    times=lambda: {
+                        "schema": SCHEMA,
+                        "steps": timer.seconds,
+                        "records": pass_context.seconds,
+                    },
                 )
         artifact = Artifact(folder, manifest)
         # From here on the temporary folder, if there is one, goes with the artifact.

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,8 @@ from qcompiler.core.artifact import (
 from qcompiler.core.errors import UsageError
 from qcompiler.core.program import ModelInfo, Program
 from qcompiler.core.target import Target
+from qcompiler.report.content import PAGE, REPORT, TIMES, encode, parse
+from qcompiler.report.page import render
 
 RUNTIME_LIBRARY = "lib/libtvm_runtime.so"
 
@@ -64,21 +65,31 @@ def assemble(
     folder: Path,
     target: Target,
     pipeline: Sequence[Any],
-    report: dict[str, Any],
+    report: dict[str, object],
+    times: Callable[[], dict[str, object]],
 ) -> Manifest:
-    """Compile a lowered program and write its artifact to `folder`; return the manifest."""
+    """Compile a lowered program and write its artifact to `folder`; return the manifest.
+
+    `report` is what the compiler has to say, the same each time, and `times` what it read from a
+    clock, asked for when all but these are written.
+    """
     with tempfile.TemporaryDirectory(prefix="qcompiler-") as scratch:
         library = Path(scratch) / "model.so"
         build(lowered.module, target, library)
         files: dict[str, bytes | Path] = {
             "model.so": library,
             RUNTIME_LIBRARY: runtime_library(),
-            "report.json": (json.dumps(report, indent=1, sort_keys=True) + "\n").encode(),
+            REPORT: encode(report),
         }
         if program.info.tokenizer_json is not None:
             files["tokenizer.json"] = program.info.tokenizer_json.encode()
         manifest = _manifest(program, lowered, target, pipeline)
-        return write_artifact(folder, manifest, files, lowered.weights.arrays())
+
+        def unlisted(final: Manifest) -> dict[str, bytes]:
+            now = times()
+            return {TIMES: encode(now), PAGE: render(final, parse(report, now)).encode()}
+
+        return write_artifact(folder, manifest, files, lowered.weights.arrays(), unlisted=unlisted)
 
 
 def _manifest(

@@ -208,8 +208,22 @@ def _bench(
 
 
 @app.command("inspect")
-def _inspect(artifact: Artifact, as_json: Json = False) -> None:
+def _inspect(
+    artifact: Artifact,
+    as_json: Json = False,
+    html: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write all that is known of it to a page instead."),
+    ] = None,
+) -> None:
     """Show what is inside an artifact, layer by layer."""
+    if html is not None:
+        from qcompiler.commands.page import write_page
+
+        write_page(artifact, html)
+        if not as_json:
+            print(html)
+            return
     from qcompiler.commands.inspect import inspect
 
     inspect(artifact, as_json=as_json)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import qcompiler
-from qcompiler.commands.output import human_bytes, print_json, print_table
+from qcompiler.commands.output import print_json, print_table
+from qcompiler.report.figures import human_bytes
 
 
 def bench(

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import qcompiler
 from codegen.linker import find_linker
-from qcompiler.commands.output import human_bytes, say
+from qcompiler.commands.output import say
 from qcompiler.commands.progress import watch
 from qcompiler.core.artifact import check_destination
 from qcompiler.packaged import check_found
 from qcompiler.presets import find_pipeline
+from qcompiler.report.figures import human_bytes
 from targets import NATIVE, find
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from qcompiler.commands.output import human_bytes, print_json, print_table
+from qcompiler.commands.output import print_json, print_table
 from qcompiler.core.artifact import Manifest, read_manifest, spec_bytes
+from qcompiler.report.figures import human_bytes
 
 
 @dataclass

@@ -50,16 +50,3 @@ def print_table(
         # Text, not str: a name such as "[bold]" is no markup here.
         table.add_row(*map(Text, line))
     Console().print(table)
-
-
-def human_bytes(count: float) -> str:
-    """Write a number of bytes for people.
-
-    >>> human_bytes(512), human_bytes(3_400_000)
-    ('512 B', '3.4 MB')
-    """
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"

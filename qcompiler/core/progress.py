@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Protocol
 
 
@@ -31,3 +33,36 @@ class NoProgress:
 
 
 NO_PROGRESS: Progress = NoProgress()
+
+
+class StepTimer:
+    """A watcher that measures the outermost steps and passes everything on to another one."""
+
+    def __init__(self, other: Progress) -> None:
+        self._other = other
+        self._depth = 0
+        self._start = 0.0
+        self._steps: list[tuple[str, float | None]] = []
+
+    @property
+    def seconds(self) -> list[tuple[str, float]]:
+        """The outermost steps and how long each took, the one that is open up to now."""
+        now = time.perf_counter() - self._start
+        return [(name, now if took is None else took) for name, took in self._steps]
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        if self._depth == 0:
+            self._start = time.perf_counter()
+            self._steps.append((name, None))
+        self._depth += 1
+        try:
+            with self._other.step(name):
+                yield
+        finally:
+            self._depth -= 1
+            if self._depth == 0:
+                self._steps[-1] = (name, time.perf_counter() - self._start)
+
+    def advance(self, done: int, total: int) -> None:
+        self._other.advance(done, total)

@@ -9,7 +9,8 @@ import sys
 
 import pytest
 
-from qcompiler.commands.output import human_bytes, print_json, print_table
+from qcompiler.commands.output import print_json, print_table
+from qcompiler.report.figures import human_bytes
 
 
 def test_a_pipe_gets_one_line_for_each_row(capsys: pytest.CaptureFixture[str]) -> None:
