@@ -13,7 +13,7 @@ from qcompiler.report.figure_grid import Figures, figure_grid, known
 from qcompiler.report.figures import HEIGHT, WIDTH, common_power, figure, heats
 from qcompiler.report.grid import place, short_names
 
-_CURVES = 6
+_CURVES = 4
 """Curves drawn in one picture: more would hide each other."""
 
 

@@ -52,17 +52,16 @@ def known(values: Mapping[str, float | None]) -> dict[str, float]:
 
 
 def by_scheme(table: Mapping[str, Mapping[str, float | None]], unit: str) -> list[Figures]:
-    """Return a grid for each scheme, in one power of ten and one scale of colours."""
-    values = [v for losses in table.values() for v in losses.values() if v is not None]
-    power, heat = common_power(values), heats(values)
+    """Return a grid for each scheme, each with a scale of colours of its own.
+
+    Schemes differ by orders of magnitude: with one scale for all, each would be of one colour.
+    """
     schemes = dict.fromkeys(scheme for losses in table.values() for scheme in losses)
     return [
         figure_grid(
             scheme,
             known({name: losses.get(scheme) for name, losses in table.items()}),
             unit,
-            power=power,
-            heat=heat,
         )
         for scheme in schemes
     ]

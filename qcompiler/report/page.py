@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
@@ -38,7 +39,7 @@ def render(manifest: Manifest, report: Report) -> str:
         times=_times(report.steps),
         calibration=report.calibration,
         kernels=_kernels(manifest),
-        notes=report.notes,
+        notes={step: _alike(lines) for step, lines in report.notes.items()},
         rest={
             name: [(key, json.dumps(value, ensure_ascii=False)) for key, value in records.items()]
             for name, records in report.rest().items()
@@ -94,7 +95,7 @@ def _plain(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-# --- times and kernels ----------------------------------------------------------------------------
+# --- times, kernels and notes ---------------------------------------------------------------------
 
 
 def _times(steps: Sequence[tuple[str, float]]) -> list[tuple[str, str, float]]:
@@ -111,3 +112,15 @@ def _kernels(manifest: Manifest) -> list[tuple[str, str, str, list[str]]]:
         group = (function.removesuffix(")"), choice.kernel, choice.reason)
         groups.setdefault(group, []).append(operator)
     return [(*group, operators) for group, operators in groups.items()]
+
+
+def _alike(lines: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """Put notes together that differ in numbers alone: the first, and the others like it.
+
+    >>> _alike(["layer 0: joined", "layer 1: joined", "head: kept"])
+    [('layer 0: joined', ['layer 1: joined']), ('head: kept', [])]
+    """
+    groups: dict[str, list[str]] = {}
+    for line in lines:
+        groups.setdefault(re.sub(r"\d+(\.\d+)?(e-?\d+)?", "#", line), []).append(line)
+    return [(first, others) for first, *others in groups.values()]
