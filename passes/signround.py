@@ -1,0 +1,275 @@
+"""Learn how each entry of a weight is rounded, and how far each group's scale reaches.
+
+AutoRound (arXiv 2309.05516): entry w of a group of scale s becomes the code round(w/s + v), with an
+offset v ∈ [−½, ½] of its own, and s is multiplied by a factor of its group; both follow the sign of
+the gradient of a loss, in steps that shrink to nothing, and gradients pass straight through what
+rounds. Here the gradient of a whole batch meets the quantiser once, in closed form. Shape letters:
+`n` rows (output features), `k` entries in a row, `g` groups of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from passes.rounding import LARGEST, group_rows, to_float16
+from qcompiler.core.qtensor import QuantizedTensor
+
+BlockLoss = Callable[[int, Mapping[str, torch.Tensor]], torch.Tensor]
+"""The loss of one sample under weights by name: a tensor of one number that has a gradient."""
+
+FACTORS = (0.5, 1.25)
+"""How far a scale may be moved from where it starts."""
+
+HELD_OUT = 16
+"""One sample of so many is kept out of the training, to tell iterates apart by."""
+
+CHECKS = (0.5, 0.75, 0.9, 1.0)
+"""After which shares of the training its iterate is compared with the best so far."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How offsets and factors are learned.
+
+    Each iteration takes `batch` samples that it draws without repeating one until all have had
+    their turn. The rates fall linearly to zero; at 1 / iterations, the default, an offset or factor
+    can move by ½ in all.
+    """
+
+    iterations: int = 100
+    batch: int = 8
+    learning_rate: float | None = None
+    scale_learning_rate: float | None = None
+    seed: int = 0
+
+    def rates(self, iteration: int) -> tuple[float, float]:
+        """Return the steps of offsets and of factors in one iteration."""
+        share = 1 - iteration / self.iterations
+        first = 1 / self.iterations if self.learning_rate is None else self.learning_rate
+        second = first if self.scale_learning_rate is None else self.scale_learning_rate
+        return share * first, share * second
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learned:
+    """Codes by name, and the mean loss of the samples held out: at the start and at the best."""
+
+    codes: dict[str, QuantizedTensor]
+    loss_before: float
+    loss_after: float
+    best_iteration: int
+
+
+class LearnedWeight:
+    """A weight [n, k], the codes it starts from, and the offsets and factors that are learned.
+
+    Where the codes it starts from are not the nearest, as those of GPTQ, an entry counts as if it
+    lay at the near edge of its code's cell, so that offsets of zero give the codes it starts from.
+    """
+
+    def __init__(self, weight: torch.Tensor, start: QuantizedTensor) -> None:
+        self._form = start.format
+        self._k = weight.shape[1]
+        self._scale = start.scale.to(torch.float32).unsqueeze(2)
+        self._zero = (
+            None if start.zero_point is None else start.zero_point.to(torch.float32).unsqueeze(2)
+        )
+        self._entries = self._within_cells(group_rows(weight.to(torch.float32), self._form), start)
+        self.offsets = torch.zeros_like(self._entries)
+        # Of the scale; of an asymmetric format, of the lower and of the upper end of the range.
+        ends = 1 if self._zero is None else 2
+        self.factors = torch.ones(ends, *self._scale.shape)
+        self._levels = torch.empty(0)
+
+    def _within_cells(self, entries: torch.Tensor, start: QuantizedTensor) -> torch.Tensor:
+        levels = group_rows(start.codes.to(torch.float32), self._form)
+        if self._zero is not None:
+            levels -= self._zero
+        u = entries / self._scale
+        settled = self._clamp(torch.round(u), self._zero) == levels
+        near = levels + (u - levels).clamp_(-EDGE, EDGE)
+        return torch.where(settled, entries, near * self._scale)
+
+    def _clamp(self, levels: torch.Tensor, zero: torch.Tensor | None) -> torch.Tensor:
+        """Keep codes less their zero points within the format, in place."""
+        first, last = self._form.code_range
+        return (
+            levels.clamp_(first, last) if zero is None else levels.clamp_(first - zero, last - zero)
+        )
+
+    def _grid(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return the scales as they are stored, and the zero points, [n, g, 1] float32."""
+        if self._zero is None:
+            return _stored(self._scale * self.factors[0]), None
+        low, high = self._range(self._zero)
+        last = self._form.code_range[1]
+        scale = _stored((high * self.factors[1] - low * self.factors[0]) / last)
+        return scale, torch.round(-low * self.factors[0] / scale).clamp_(0, last)
+
+    def _range(self, zero: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the values of the first and the last code at the start."""
+        last = self._form.code_range[1]
+        return -zero * self._scale, (last - zero) * self._scale
+
+    def _rounded(self, scale: torch.Tensor, zero: torch.Tensor | None) -> torch.Tensor:
+        """Return the codes less their zero points, [n, g, size] float32."""
+        return self._clamp(torch.div(self._entries, scale).add_(self.offsets).round_(), zero)
+
+    def value(self) -> torch.Tensor:
+        """Return what the codes now stand for, [n, k], without a gradient."""
+        scale, zero = self._grid()
+        self._levels = self._rounded(scale, zero)
+        return (self._levels * scale).flatten(1)[:, : self._k].contiguous()
+
+    def step(self, gradient: torch.Tensor, rate: float, scale_rate: float) -> None:
+        """Move against the gradient of the loss with respect to what `value` last returned."""
+        slope = group_rows(gradient, self._form)
+        scale, zero = self._grid()
+        levels = self._levels
+        u = torch.div(self._entries, scale)
+        # Where an entry is clamped, the value does not depend on it.
+        free = torch.add(u, self.offsets).sub_(levels).abs_() <= 0.5
+        to_scale = (slope * levels).sum(2, keepdim=True)
+        if zero is not None:
+            to_zero = -scale * (slope * ~free).sum(2, keepdim=True)
+        slope = slope * free
+        to_scale -= (slope * u).sum(2, keepdim=True)
+        self.offsets.sub_(slope.mul_(scale.sign()).sign_(), alpha=rate).clamp_(-0.5, 0.5)
+        if zero is None or self._zero is None:
+            to_factors = (to_scale * self._scale).unsqueeze(0)
+        else:
+            to_factors = self._to_ends(to_scale, to_zero, scale, self._zero)
+        self.factors.sub_(to_factors.sign_(), alpha=scale_rate).clamp_(*FACTORS)
+
+    def _to_ends(
+        self,
+        to_scale: torch.Tensor,
+        to_zero: torch.Tensor,
+        scale: torch.Tensor,
+        zero: torch.Tensor,
+    ) -> torch.Tensor:
+        """Return the slopes of the lower and the upper factor, [2, n, g, 1].
+
+        scale = (high·β − low·α) / last and zero = −low·α / scale.
+        """
+        low, high = self._range(zero)
+        last = self._form.code_range[1]
+        to_scale = to_scale + to_zero * low * self.factors[0] / scale.square()
+        return torch.stack((to_scale * -low / last - to_zero * low / scale, to_scale * high / last))
+
+    def state(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return a copy of what has been learned."""
+        return self.offsets.clone(), self.factors.clone()
+
+    def restore(self, state: tuple[torch.Tensor, torch.Tensor]) -> None:
+        """Go back to what `state` returned."""
+        self.offsets, self.factors = state
+
+    def freeze(self) -> QuantizedTensor:
+        """Return the codes, with scales and zero points as they are stored."""
+        scale, zero = self._grid()
+        codes = self._rounded(scale, zero)
+        if zero is not None:
+            codes += zero
+        kind = torch.int8 if zero is None else torch.uint8
+        return QuantizedTensor(
+            codes.flatten(1)[:, : self._k].to(kind),
+            scale.squeeze(2).to(torch.float16),
+            None if zero is None else zero.squeeze(2).to(torch.uint8),
+            self._form,
+        )
+
+
+EDGE = 0.499
+"""How far from a code, in steps, an entry that is rounded to it may lie."""
+
+
+def _stored(scale: torch.Tensor) -> torch.Tensor:
+    return to_float16(scale.clamp(-LARGEST, LARGEST)).to(torch.float32)
+
+
+def learn_rounding(
+    weights: Mapping[str, LearnedWeight],
+    loss: BlockLoss,
+    samples: int,
+    training: Training,
+    *,
+    watch: Callable[[float], None] = lambda share: None,
+) -> Learned:
+    """Train weights together to make the loss of `samples` samples small; keep the best iterate.
+
+    Iterates are compared, the start among them, by their loss on samples that are not trained on
+    (on all, where there are too few). `watch` is told the share of the work that is done.
+    """
+    generator = torch.Generator().manual_seed(training.seed)
+    order = torch.randperm(samples, generator=generator).tolist()
+    held = order[: samples // HELD_OUT] or order
+    taught = order[samples // HELD_OUT :]
+    best = _Best(weights, loss, held)
+    best.offer(0)
+    checks = {round(share * training.iterations) for share in CHECKS}
+    queue: list[int] = []
+    for iteration in range(training.iterations):
+        while len(queue) < training.batch:
+            turn = torch.randperm(len(taught), generator=generator).tolist()
+            queue += [taught[i] for i in turn]
+        batch, queue = queue[: training.batch], queue[training.batch :]
+        _descend(weights, loss, batch, training.rates(iteration))
+        if iteration + 1 in checks:
+            best.offer(iteration + 1)
+        watch((iteration + 1) / training.iterations)
+    best.restore()
+    codes = {name: weight.freeze() for name, weight in weights.items()}
+    return Learned(
+        codes=codes,
+        loss_before=best.first,
+        loss_after=best.loss,
+        best_iteration=best.iteration,
+    )
+
+
+def _descend(
+    weights: Mapping[str, LearnedWeight],
+    loss: BlockLoss,
+    batch: Sequence[int],
+    rates: tuple[float, float],
+) -> None:
+    with torch.enable_grad():
+        values = {name: weight.value().requires_grad_() for name, weight in weights.items()}
+        for sample in batch:
+            torch.autograd.backward(loss(sample, values))
+    for name, weight in weights.items():
+        gradient = values[name].grad
+        if gradient is not None:
+            weight.step(gradient, *rates)
+
+
+@dataclass
+class _Best:
+    """The iterate of the smallest loss on the samples held out."""
+
+    weights: Mapping[str, LearnedWeight]
+    objective: BlockLoss
+    samples: Sequence[int]
+    loss: float = float("inf")
+    first: float = float("inf")
+    iteration: int = 0
+    states: dict[str, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+
+    def offer(self, iteration: int) -> None:
+        with torch.no_grad():
+            values = {name: weight.value() for name, weight in self.weights.items()}
+            losses = [float(self.objective(sample, values)) for sample in self.samples]
+        found = sum(losses) / len(losses)
+        if iteration == 0:
+            self.first = found
+        if found < self.loss or not self.states:
+            self.loss, self.iteration = found, iteration
+            self.states = {name: weight.state() for name, weight in self.weights.items()}
+
+    def restore(self) -> None:
+        for name, weight in self.weights.items():
+            weight.restore(self.states[name])
