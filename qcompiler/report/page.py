@@ -14,6 +14,7 @@ from qcompiler.core.artifact import Manifest
 from qcompiler.report.allocation import allocation_view
 from qcompiler.report.bits import bits_view
 from qcompiler.report.content import OperatorFacts, Report
+from qcompiler.report.costs import cost_tables
 from qcompiler.report.details import details_view
 from qcompiler.report.figure_grid import by_scheme
 from qcompiler.report.figures import duration, figure, human_bytes
@@ -33,7 +34,7 @@ def render(manifest: Manifest, report: Report) -> str:
         sensitivities=[
             (found, by_scheme(found.loss, found.unit)) for found in report.sensitivities()
         ],
-        costs=[(found, by_scheme(found.bytes, "bytes")) for found in report.costs()],
+        costs=[(found, cost_tables(found)) for found in report.costs()],
         allocations=[allocation_view(found) for found in report.allocations()],
         details=[view for found in report.details() if (view := details_view(found)) is not None],
         times=_times(report.steps),
@@ -91,7 +92,8 @@ def _steps(pipeline: Sequence[Any]) -> list[tuple[str, list[tuple[str, str]]]]:
 
 def _plain(value: object) -> str:
     if isinstance(value, Mapping):
-        return ", ".join(f"{k} = {_plain(v)}" for k, v in value.items() if v is not None)
+        inside = ", ".join(f"{k} = {_plain(v)}" for k, v in value.items() if v is not None)
+        return f"{{ {inside} }}"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
