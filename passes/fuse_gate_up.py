@@ -40,7 +40,7 @@ class FuseGateUp(Pass):
 
     def run(self, program: Program, context: PassContext) -> None:
         for node in list(program.graph.nodes):
-            found = _match(node)
+            found = match_gate(node)
             if found is None:
                 continue
             products = [part.product for part in (found.gate, found.up)]
@@ -53,13 +53,13 @@ class FuseGateUp(Pass):
 
 
 @dataclass(frozen=True)
-class _Gate:
+class Gate:
     activation: str
     gate: Rows
     up: Rows
 
 
-def _match(node: fx.Node) -> _Gate | None:
+def match_gate(node: fx.Node) -> Gate | None:
     """Recognise activation(gate) · up, in either order, of rows of one or two products."""
     if not calls(node, aten.mul.Tensor):
         return None
@@ -70,7 +70,7 @@ def _match(node: fx.Node) -> _Gate | None:
             continue
         activation, gate = activated
         if gate.product.inputs == up.product.inputs and len(gate) == len(up) and _all(gate, up):
-            return _Gate(activation, gate, up)
+            return Gate(activation, gate, up)
     return None
 
 
@@ -113,7 +113,7 @@ def _all(gate: Rows, up: Rows) -> bool:
     return {gate.start, up.start} == {0, whole // 2} and 2 * len(gate) == whole
 
 
-def _fuse(program: Program, node: fx.Node, found: _Gate) -> None:
+def _fuse(program: Program, node: fx.Node, found: Gate) -> None:
     gate, up = found.gate, found.up
     weight, bias = gate.product.weight, gate.product.bias
     if gate.product.weight is not up.product.weight or gate.start > 0:

@@ -57,7 +57,7 @@ class FuseQkv(Pass):
         for node in list(program.graph.nodes):
             if not calls(node, ops.attention, ops.dense_attention):
                 continue
-            for group in _groups(node):
+            for group in joinable(node):
                 products = list(group.values())
                 names = ", ".join(product.name for product in products)
                 if (why := obstacle(program, products)) is not None:
@@ -67,7 +67,7 @@ class FuseQkv(Pass):
                 context.note(self.name, f"{names}: joined as {joined}")
 
 
-def _groups(attention: fx.Node) -> list[dict[fx.Node, Product]]:
+def joinable(attention: fx.Node) -> list[dict[fx.Node, Product]]:
     """Return the products that feed an attention and read the same, where there are several."""
     found: dict[tuple[fx.Node, ...], dict[fx.Node, Product]] = {}
     for argument in attention.args[:3]:
