@@ -139,6 +139,9 @@ class _Loop:
                 self.codes |= codes
                 records.append(record)
             start = len(records)
+            self.context.progress.tell(
+                f"going on after {start} of {len(self.parts)} blocks, which were done before"
+            )
             self.context.progress.advance(100 * start, 100 * len(self.parts))
         quantized, plain = self._chains_into(start)
         for index in range(start, len(self.parts)):

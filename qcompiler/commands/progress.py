@@ -43,6 +43,9 @@ class LineProgress:
         left = f", about {(now - start) / done * (total - done):.0f} s left" if done else ""
         self._line(f"{name}: {done} of {total}{left}")
 
+    def tell(self, text: str) -> None:
+        self._line(text)
+
     def _line(self, text: str) -> None:
         self._last = time.monotonic()
         say("  " * (len(self._open) - 1) + text)
@@ -72,6 +75,9 @@ class BarProgress:
     def advance(self, done: int, total: int) -> None:
         if self._open:
             self._bars.update(self._open[-1], completed=done, total=total)
+
+    def tell(self, text: str) -> None:
+        self._bars.console.print(text, markup=False, highlight=False)
 
 
 @contextmanager

@@ -17,6 +17,9 @@ class Progress(Protocol):
     def advance(self, done: int, total: int) -> None:
         """Say that `done` of `total` parts of the innermost open step are finished."""
 
+    def tell(self, text: str) -> None:
+        """Say something that is to be known now, beside the steps."""
+
 
 class NoProgress:
     """A watcher that looks away.
@@ -29,6 +32,9 @@ class NoProgress:
         return nullcontext()
 
     def advance(self, done: int, total: int) -> None:
+        return None
+
+    def tell(self, text: str) -> None:
         return None
 
 
@@ -66,3 +72,6 @@ class StepTimer:
 
     def advance(self, done: int, total: int) -> None:
         self._other.advance(done, total)
+
+    def tell(self, text: str) -> None:
+        self._other.tell(text)

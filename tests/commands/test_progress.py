@@ -53,6 +53,7 @@ def test_quiet_is_silent(capsys: pytest.CaptureFixture[str]) -> None:
         assert shown is NO_PROGRESS
         with shown.step("capture"):
             shown.advance(1, 2)
+            shown.tell("anything")
     assert capsys.readouterr().err == ""
 
 
@@ -64,15 +65,18 @@ def test_a_terminal_shows_a_bar_and_keeps_a_line(
     monkeypatch.setenv("COLUMNS", "100")
     with watch() as shown, shown.step("passes"), shown.step("[quantize-rtn]"):
         shown.advance(15, 30)
+        shown.tell("[from block 3]")
     text = capsys.readouterr().err
     assert "passes: 0.0 s" in text
+    assert "[from block 3]\n" in text
     assert "\x1b[" in text
 
 
 def test_elsewhere_there_are_lines(capsys: pytest.CaptureFixture[str]) -> None:
     with watch() as shown, shown.step("capture"):
         shown.advance(1, 2)
-    assert capsys.readouterr().err == "capture: 0.0 s\n"
+        shown.tell("found it")
+    assert capsys.readouterr().err == "found it\ncapture: 0.0 s\n"
 
 
 def test_advance_outside_any_step_is_nothing() -> None:

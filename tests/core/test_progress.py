@@ -26,6 +26,9 @@ class Recorder:
     def advance(self, done: int, total: int) -> None:
         self.seen.append(f"{done}/{total}")
 
+    def tell(self, text: str) -> None:
+        self.seen.append(text)
+
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
@@ -44,12 +47,13 @@ def test_outermost_steps_are_measured(clock: list[float]) -> None:
         with timer.step("block 0"):
             clock[0] += 3
         timer.advance(1, 2)
+        timer.tell("news")
         clock[0] += 1
         assert timer.seconds == [("capture", 2), ("quantize", 4)]  # so far
         clock[0] += 1
     assert timer.seconds == [("capture", 2), ("quantize", 5)]
     assert recorder.seen == [
-        *("+capture", "-capture", "+quantize", "+block 0", "-block 0", "1/2", "-quantize")
+        *("+capture", "-capture", "+quantize", "+block 0", "-block 0", "1/2", "news", "-quantize")
     ]
 
 
