@@ -47,7 +47,7 @@ def main() -> None:
     print("\nmeasuring quality and speed …", flush=True)
     text = sample_text()
     quality = qcompiler.evaluate(ARTIFACT, text=text, reference=MODEL, tokens=TOKENS)
-    assert quality.nll_difference is not None
+    assert quality.comparison is not None
     assert quality.kl is not None
     source = packaged_file(MODEL)
     options = argparse.Namespace(prompt_tokens=512, generate_tokens=128, threads=2)
@@ -56,7 +56,7 @@ def main() -> None:
         (
             "torch float32",
             source,
-            quality.nll - quality.nll_difference,
+            quality.comparison.reference_nll,
             run_worker("torch-fp32", str(source), options),
         ),
     ]

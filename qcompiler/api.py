@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,18 +129,21 @@ def compile(
 def evaluate(
     model: Model,
     *,
-    text: str,
+    text: str | Mapping[str, str],
     reference: Model | None = None,
     pipeline: str | Path | None = None,
+    reference_pipeline: str | Path | None = None,
     tokens: int | None = None,
     window: int | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Score how a language model predicts `text`, and how far it is from `reference`.
+    """Score how a language model predicts a text or several, and how far it is from `reference`.
 
     model, reference: an artifact's folder, or what `compile` takes, which is run in torch: in
-    float, or after the passes of `pipeline` in the integer reference arithmetic. tokens: score only
-    so many; window: tokens read before the model starts afresh, 512 if the model takes so many.
+    float, or after the passes of `pipeline` (of `reference_pipeline`) in the integer reference
+    arithmetic. With a pipeline for the reference alone, the reference is the same model. text: one,
+    or several by name. tokens: score only so many of each text; window: tokens read before the
+    model starts afresh, 512 if the model takes so many.
 
     Raises:
         UsageError: what is asked for contradicts itself, or is more than a model was made for.
@@ -148,17 +151,21 @@ def evaluate(
     """
     progress = progress or NO_PROGRESS
     # Whatever can be wrong with the request shows before any work is done.
-    plan = None if pipeline is None else plan_request(pipeline)
-    for name in (model, reference):
+    plans = [
+        None if name is None else plan_request(name) for name in (pipeline, reference_pipeline)
+    ]
+    models = [model]
+    if reference is not None or reference_pipeline is not None:
+        models.append(model if reference is None else reference)
+    for name in models:
         if isinstance(name, str | Path):
             check_found(name)
     with progress.step("load"):
-        scorers = [open_scorer(model, plan, progress)]
-        if reference is not None:
-            scorers.append(open_scorer(reference, None, progress))
+        scorers = [open_scorer(*pair, progress) for pair in zip(models, plans, strict=False)]
     scored, *compared = scorers
-    ids = scored.encode(text)
-    if any(other.encode(text) != ids for other in compared):
+    texts = {"": text} if isinstance(text, str) else dict(text)
+    ids = {name: scored.encode(content) for name, content in texts.items()}
+    if any(other.encode(texts[name]) != ids[name] for other in compared for name in texts):
         raise UsageError("the model and its reference split the text into different tokens")
     prefix = [] if scored.begin_token is None else [scored.begin_token]
     longest = min(scorer.max_context for scorer in scorers) - len(prefix)
@@ -167,7 +174,7 @@ def evaluate(
     with progress.step("evaluate"):
         return evaluate_logits(
             scored.logits,
-            ids if tokens is None else ids[:tokens],
+            {name: found[:tokens] for name, found in ids.items()},
             reference=compared[0].logits if compared else None,
             prefix=prefix,
             window=window or min(WINDOW, longest),

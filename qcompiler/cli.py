@@ -148,7 +148,11 @@ def _run(
 def _evaluate(
     model: Annotated[str, typer.Argument(metavar="OUT|MODEL", help="An artifact or a model.")],
     text: Annotated[
-        str, typer.Option(metavar="FILE", help="The text; - reads it from standard input.")
+        list[str],
+        typer.Option(
+            metavar="FILE",
+            help="The text; - reads it from standard input. Given again: several texts.",
+        ),
     ],
     reference: Annotated[
         str | None,
@@ -161,13 +165,24 @@ def _evaluate(
             help="Evaluate the model as this pipeline quantises it, in torch.",
         ),
     ] = None,
+    reference_pipeline: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|FILE.toml",
+            help="Compare with the reference, or the model itself, as this pipeline quantises it.",
+        ),
+    ] = None,
     tokens: Annotated[
-        int | None, typer.Option(min=2, help="Use so many tokens of the text; all if not given.")
+        int | None, typer.Option(min=2, help="Use so many tokens of each text; all if not given.")
     ] = None,
     window: Annotated[
         int | None, typer.Option(min=2, help="Tokens the model sees at once; 512 if not given.")
     ] = None,
     as_json: Json = False,
+    intervals: Annotated[
+        bool,
+        typer.Option("--intervals", help="Add intervals and the comparison to what --json prints."),
+    ] = False,
     quiet: Quiet = False,
 ) -> None:
     """Measure how well a model or an artifact predicts a text."""
@@ -175,12 +190,14 @@ def _evaluate(
 
     evaluate(
         model,
-        text=text,
+        texts=tuple(text),
         reference=reference,
         pipeline=pipeline,
+        reference_pipeline=reference_pipeline,
         tokens=tokens,
         window=window,
         as_json=as_json,
+        intervals=intervals,
         quiet=quiet,
     )
 

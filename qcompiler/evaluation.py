@@ -1,106 +1,161 @@
-"""How well a model predicts a text, and how far it is from a reference.
+"""How well a model predicts texts, and how far it is from a reference.
 
 Perplexity alone hides what users feel, so a comparison also gives the KL divergence from the
-reference's predictions and how often both put the same token first.
+reference's predictions, how often both put the same token first, and whether the difference of
+their likelihoods is more than chance would make it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 
 from qcompiler.core.errors import UsageError
 from qcompiler.core.progress import NO_PROGRESS, Progress
+from qcompiler.token_scores import TokenScores, score_tokens
+from qcompiler.uncertainty import estimate
 
 Logits = Callable[[list[int]], np.ndarray]
 """Tokens to float32 logits [len(tokens), vocab], the model starting afresh each time."""
 
 WINDOW = 512
 
+Interval = tuple[float, float]
+"""What holds the true figure in 95 of 100 cases; `qcompiler.uncertainty` says how it is found."""
+
+Verdict = Literal["more than noise", "within noise"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """A model beside its reference on the same tokens, pair by pair; in nats per token.
+
+    `nll_difference` is the mean rise of the negative log-likelihood over the reference's, a fall if
+    it is negative. It is more than noise if its interval does not hold zero.
+    """
+
+    nll_difference: float
+    nll_difference_error: float
+    interval: Interval
+    reference_nll: float
+    reference_perplexity: float
+    kl_interval: Interval
+    verdict: Verdict
+
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """Means over `tokens` predicted tokens, in nats.
 
-    `nll_error` is the standard error of `nll`. `kl` is the divergence of the model's predictions
-    from the reference's, `top1_agreement` the share of tokens that both put first, `nll_difference`
-    the mean rise over the reference with its standard error; all None without a reference.
+    `nll_error` is the standard error of `nll`, over `blocks` windows or parts of them. `kl` is the
+    divergence of the model's predictions from the reference's, `top1_agreement` the share of tokens
+    that both put first; these and `comparison` are None without a reference. `texts` has the same
+    for each text by its name, where several were given.
     """
 
     nll: float
     nll_error: float
+    nll_interval: Interval
     perplexity: float
+    perplexity_interval: Interval
     tokens: int
+    blocks: int
     kl: float | None = None
     top1_agreement: float | None = None
-    nll_difference: float | None = None
-    nll_difference_error: float | None = None
+    comparison: Comparison | None = None
+    texts: dict[str, Evaluation] = field(default_factory=dict)
 
 
 def evaluate(
     model: Logits,
-    tokens: Sequence[int],
+    tokens: Sequence[int] | Mapping[str, Sequence[int]],
     *,
     reference: Logits | None = None,
     prefix: Sequence[int] = (),
     window: int = WINDOW,
     progress: Progress = NO_PROGRESS,
 ) -> Evaluation:
-    """Score `tokens` in windows of `window`, each predicted from its own start.
+    """Score the tokens of one text, or of several by name, in windows of `window` tokens.
 
-    `prefix` are tokens every window begins with, such as a begin-of-text token.
+    Each window is predicted from its own start, after `prefix`: tokens such as a begin-of-text
+    token. The model and its reference read each window once.
     """
     if window < 2:
         raise UsageError(f"a window of {window} tokens predicts nothing; use 2 or more")
+    texts = tokens if isinstance(tokens, Mapping) else {"": tokens}
+    windows = {name: _windows(name, ids, window) for name, ids in texts.items()}
+    scores: dict[str, list[TokenScores]] = {name: [] for name in windows}
+    total, done = sum(map(len, windows.values())), 0
+    for name, parts in windows.items():
+        for part in parts:
+            read = [*prefix, *part]
+            expected = None if reference is None else reference(read)[:-1]
+            scores[name].append(score_tokens(model(read)[:-1], np.asarray(read[1:]), expected))
+            done += 1
+            progress.advance(done, total)
+    pooled = [one for found in scores.values() for one in found]
+    each = {name: _summarise(found) for name, found in scores.items()} if len(scores) > 1 else {}
+    return _summarise(pooled, each)
+
+
+def _windows(name: str, tokens: Sequence[int], window: int) -> list[Sequence[int]]:
     starts = [s for s in range(0, len(tokens), window) if len(tokens) - s >= 2]
     if not starts:
-        raise UsageError(f"the text has {len(tokens)} tokens; 2 are the least that can be scored")
-    losses: list[np.ndarray] = []
-    reference_losses: list[np.ndarray] = []
-    divergence, agreed = 0.0, 0
-    for done, start in enumerate(starts):
-        part = [*prefix, *tokens[start : start + window]]
-        scored = np.asarray(part[1:])
-        log_p = log_softmax(model(part)[:-1])
-        losses.append(-log_p[np.arange(len(scored)), scored])
-        if reference is not None:
-            log_q = log_softmax(reference(part)[:-1])
-            reference_losses.append(-log_q[np.arange(len(scored)), scored])
-            divergence += float((np.exp(log_q) * (log_q - log_p)).sum())
-            agreed += int((log_q.argmax(-1) == log_p.argmax(-1)).sum())
-        progress.advance(done + 1, len(starts))
-    loss = np.concatenate(losses).astype(np.float64)
-    count = len(loss)
-    nll = float(loss.mean())
-    if reference is None:
-        return Evaluation(nll=nll, nll_error=_error(loss), perplexity=math.exp(nll), tokens=count)
-    rise = loss - np.concatenate(reference_losses)
+        raise UsageError(
+            f"the text{f' {name}' if name else ''} has {len(tokens)} tokens; "
+            "2 are the least that can be scored"
+        )
+    return [tokens[start : start + window] for start in starts]
+
+
+def _summarise(
+    windows: Sequence[TokenScores], texts: dict[str, Evaluation] | None = None
+) -> Evaluation:
+    """Return the means over all tokens of the windows."""
+    nll = estimate([window.nll for window in windows])
+    scores = TokenScores.concatenate(windows)
+    low, high = nll.interval
     return Evaluation(
-        nll=nll,
-        nll_error=_error(loss),
-        perplexity=math.exp(nll),
-        tokens=count,
-        kl=divergence / count,
-        top1_agreement=agreed / count,
-        nll_difference=float(rise.mean()),
-        nll_difference_error=_error(rise),
+        nll=nll.mean,
+        nll_error=nll.error,
+        nll_interval=nll.interval,
+        perplexity=_exp(nll.mean),
+        perplexity_interval=(_exp(low), _exp(high)),
+        tokens=len(scores),
+        blocks=nll.blocks,
+        kl=None if scores.kl is None else float(scores.kl.mean()),
+        top1_agreement=None if scores.agreed is None else float(scores.agreed.mean()),
+        comparison=_compare(windows),
+        texts=texts or {},
     )
 
 
-def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """Return log-probabilities over the last dimension, without overflow.
+def _compare(windows: Sequence[TokenScores]) -> Comparison | None:
+    pairs = [
+        (window.nll - window.reference_nll, window.kl)
+        for window in windows
+        if window.reference_nll is not None and window.kl is not None
+    ]
+    if not pairs:
+        return None
+    rise = estimate([difference for difference, _ in pairs])
+    reference_nll = estimate([w.reference_nll for w in windows if w.reference_nll is not None]).mean
+    low, high = rise.interval
+    return Comparison(
+        nll_difference=rise.mean,
+        nll_difference_error=rise.error,
+        interval=rise.interval,
+        reference_nll=reference_nll,
+        reference_perplexity=_exp(reference_nll),
+        kl_interval=estimate([kl for _, kl in pairs]).interval,
+        verdict="more than noise" if low > 0 or high < 0 else "within noise",
+    )
 
-    >>> log_softmax(np.array([[0.0, 0.0]])).round(4).tolist()
-    [[-0.6931, -0.6931]]
-    """
-    shifted = logits - logits.max(-1, keepdims=True)
-    result: np.ndarray = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
-    return result
 
-
-def _error(values: np.ndarray) -> float:
-    """Return the standard error of a mean (zero for a single value)."""
-    return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else 0.0
+def _exp(nll: float) -> float:
+    """Return a perplexity; one that no float can hold is infinite."""
+    return math.exp(nll) if nll < 700 else math.inf

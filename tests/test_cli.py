@@ -316,8 +316,31 @@ def test_compile_leaves_what_is_no_artifact(
 
 
 EVALUATION = SimpleNamespace(
-    nll=3.25, nll_error=0.02, perplexity=25.79, tokens=63, kl=None, top1_agreement=None
+    nll=3.25,
+    nll_error=0.02,
+    nll_interval=(3.21, 3.29),
+    perplexity=25.79,
+    perplexity_interval=(24.8, 26.8),
+    tokens=63,
+    blocks=12,
+    kl=None,
+    top1_agreement=None,
+    comparison=None,
+    texts={},
 )
+COMPARISON = SimpleNamespace(
+    nll_difference=0.0314,
+    nll_difference_error=0.002,
+    interval=(0.027, 0.0358),
+    reference_nll=3.2186,
+    reference_perplexity=24.99,
+    kl_interval=(0.01, 0.02),
+    verdict="more than noise",
+)
+
+
+def like(**changes: object) -> SimpleNamespace:
+    return SimpleNamespace(**{**vars(EVALUATION), **changes})
 
 
 def test_evaluate_json_has_exactly_these_keys(
@@ -346,6 +369,7 @@ def test_evaluate_json_has_exactly_these_keys(
         "text": "Zwölf Boxkämpfer",
         "reference": "m.gguf",
         "pipeline": None,
+        "reference_pipeline": None,
         "tokens": 64,
         "window": 32,
     }
@@ -356,21 +380,70 @@ def test_evaluate_prints_what_there_is(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    found = SimpleNamespace(**{**vars(EVALUATION), "kl": 0.0123, "top1_agreement": 0.912})
+    found = like(kl=0.0123, top1_agreement=0.912, comparison=COMPARISON)
     api.evaluate = lambda *a, **k: found  # type: ignore[attr-defined]
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"some text")))
     assert cli.main(["evaluate", "out.qc", "--text", "-"]) == 0
     shown = capsys.readouterr().out
     assert re.search("perplexity +25.790", shown)
     assert "± 0.0200" in shown
-    assert "0.01230" in shown
+    assert "24.800 … 26.800" in shown
+    assert re.search(r"0\.01230 +0\.01000 … 0\.02000", shown)
     assert "91.2%" in shown
+    rise = next(line for line in shown.splitlines() if line.startswith("rise over the reference"))
+    assert re.search(r"\+0\.0314 +\+0\.0270 … \+0\.0358 +nats per token, more than noise", rise)
+
+
+def test_evaluate_tells_several_texts_apart(
+    api: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: dict[str, Any] = {}
+    names = [str(tmp_path / name) for name in ("a.txt", "b.txt")]
+    for name in names:
+        Path(name).write_text(f"text of {name}")
+    each = like(kl=0.0123, top1_agreement=0.912, comparison=COMPARISON, tokens=21)
+    found = like(**{**vars(each), "tokens": 42, "texts": dict.fromkeys(names, each)})
+
+    def fake(model: str, **options: Any) -> SimpleNamespace:
+        seen.update(options)
+        return found
+
+    api.evaluate = fake  # type: ignore[attr-defined]
+    command = ["evaluate", "out.qc", "--text", names[0], "--text", names[1], "--reference", "o"]
+    assert cli.main(command) == 0
+    assert seen["text"] == {name: f"text of {name}" for name in names}
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["text", *names, "all"]
+    assert [line.split()[1] for line in lines[1:]] == ["21", "21", "42"]
+    assert all(line.endswith("more than noise") for line in lines[1:])
+    assert cli.main([*command, "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["tokens"] == 42
+    assert list(shown["texts"]) == names
+    assert shown["texts"][names[0]]["comparison"]["verdict"] == "more than noise"
+    assert cli.main([*command, "--text", names[0]]) == 2
+    assert "is given twice" in capsys.readouterr().err
+
+
+def test_intervals_are_added_to_json_on_request(
+    api: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    endless = (float("-inf"), float("inf"))
+    api.evaluate = lambda *a, **k: like(nll_interval=endless, comparison=COMPARISON)  # type: ignore[attr-defined]
+    (tmp_path / "text").write_text("x")
+    command = ["evaluate", "o", "--text", str(tmp_path / "text"), "--json", "--intervals"]
+    assert cli.main(command) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["nll_interval"] == [None, None]  # one block: nothing is known
+    assert shown["perplexity_interval"] == [24.8, 26.8]
+    assert shown["comparison"]["interval"] == [0.027, 0.0358]
+    assert "texts" not in shown
 
 
 def test_infinite_perplexity_is_null_in_json(
     api: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = SimpleNamespace(**{**vars(EVALUATION), "perplexity": float("inf")})
+    found = like(perplexity=float("inf"))
     api.evaluate = lambda *a, **k: found  # type: ignore[attr-defined]
     (tmp_path / "text").write_text("x")
     assert cli.main(["evaluate", "o", "--text", str(tmp_path / "text"), "--json"]) == 0

@@ -15,11 +15,15 @@ def say(text: str) -> None:
 
 def print_json(values: Mapping[str, object]) -> None:
     """Print one JSON object; a number that JSON cannot write, such as infinity, is null."""
-    plain = {
-        key: None if isinstance(value, float) and not math.isfinite(value) else value
-        for key, value in values.items()
-    }
-    print(json.dumps(plain, indent=2, ensure_ascii=False))
+    print(json.dumps(_plain(values), indent=2, ensure_ascii=False))
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: _plain(entry) for key, entry in value.items()}
+    return list(map(_plain, value)) if isinstance(value, list | tuple) else value
 
 
 def print_table(
