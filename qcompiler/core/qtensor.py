@@ -36,6 +36,19 @@ class QuantizedTensor:
         return self.scale.to(torch.float32).repeat_interleave(size, 1)[:, :k] * codes
 
     @staticmethod
+    def hollow(n: int, k: int, form: TensorFormat) -> QuantizedTensor:
+        """Return a weight [n, k] that has a shape and a format, and no values, on torch's meta."""
+        groups = form.groups(k)
+        kind = torch.int8 if form.symmetric else torch.uint8
+        zero = torch.empty(n, groups, dtype=torch.uint8, device="meta")
+        return QuantizedTensor(
+            torch.empty(n, k, dtype=kind, device="meta"),
+            torch.empty(n, groups, dtype=torch.float16, device="meta"),
+            None if form.symmetric else zero,
+            form,
+        )
+
+    @staticmethod
     def concatenate(parts: list[QuantizedTensor]) -> QuantizedTensor:
         """Stack weights of one format that read the same inputs, along their outputs."""
         zero = [p.zero_point for p in parts if p.zero_point is not None]
