@@ -10,6 +10,7 @@ from passes.fuse_qkv import FuseQkv
 from passes.fuse_rope import FuseRope
 from passes.legalize import Legalize
 from passes.measure_hessian import MeasureHessian
+from passes.measure_sensitivity import MeasureSensitivity
 from passes.quantize_rtn import QuantizeRtn
 from passes.set_bits import SetBits
 from qcompiler.core.pass_base import Pass
@@ -17,6 +18,7 @@ from qcompiler.core.pass_base import Pass
 PASSES: tuple[type[Pass], ...] = (
     Canonicalize,
     MeasureHessian,
+    MeasureSensitivity,
     SetBits,
     QuantizeRtn,
     FuseQkv,
