@@ -33,7 +33,8 @@ def test_segments_in_turn_compute_what_the_program_computes(tiny_llama: Make) ->
         for part in parts:
             values = part.run(values, SegmentWeights(program))
     (name,) = [n.name for n in program.graph.output_node().all_input_nodes]
-    assert torch.equal(values[name][0], TorchLanguageModel(program).logits(TOKENS.tolist()))
+    # Attention is torch's own kernel, which sums in another order.
+    assert sqnr(TorchLanguageModel(program).logits(TOKENS.tolist()), values[name][0]) > 110
 
 
 def test_what_is_needed_no_more_is_forgotten(tiny_llama: Make) -> None:
