@@ -55,12 +55,17 @@ class Training:
 
 @dataclass(frozen=True, kw_only=True)
 class Learned:
-    """Codes by name, and the mean loss of the samples held out: at the start and at the best."""
+    """Codes by name, and how the loss fell.
+
+    `before` and `after` are means over the samples held out, at the start and at the best iterate,
+    which came after `best` iterations; `curve` has the mean of each iteration's batch.
+    """
 
     codes: dict[str, QuantizedTensor]
-    loss_before: float
-    loss_after: float
-    best_iteration: int
+    before: float
+    after: float
+    best: int
+    curve: tuple[float, ...]
 
 
 class LearnedWeight:
@@ -212,12 +217,13 @@ def learn_rounding(
     best.offer(0)
     checks = {round(share * training.iterations) for share in CHECKS}
     queue: list[int] = []
+    curve: list[float] = []
     for iteration in range(training.iterations):
         while len(queue) < training.batch:
             turn = torch.randperm(len(taught), generator=generator).tolist()
             queue += [taught[i] for i in turn]
         batch, queue = queue[: training.batch], queue[training.batch :]
-        _descend(weights, loss, batch, training.rates(iteration))
+        curve.append(_descend(weights, loss, batch, training.rates(iteration)))
         if iteration + 1 in checks:
             best.offer(iteration + 1)
         watch((iteration + 1) / training.iterations)
@@ -225,9 +231,10 @@ def learn_rounding(
     codes = {name: weight.freeze() for name, weight in weights.items()}
     return Learned(
         codes=codes,
-        loss_before=best.first,
-        loss_after=best.loss,
-        best_iteration=best.iteration,
+        before=best.first,
+        after=best.loss,
+        best=best.iteration,
+        curve=tuple(curve),
     )
 
 
@@ -236,15 +243,20 @@ def _descend(
     loss: BlockLoss,
     batch: Sequence[int],
     rates: tuple[float, float],
-) -> None:
+) -> float:
+    """Take one step; return the mean loss of the batch before it."""
+    total = 0.0
     with torch.enable_grad():
         values = {name: weight.value().requires_grad_() for name, weight in weights.items()}
         for sample in batch:
-            torch.autograd.backward(loss(sample, values))
+            found = loss(sample, values)
+            torch.autograd.backward(found)
+            total += float(found.detach())
     for name, weight in weights.items():
         gradient = values[name].grad
         if gradient is not None:
             weight.step(gradient, *rates)
+    return total / len(batch)
 
 
 @dataclass

@@ -134,7 +134,7 @@ def test_steps_have_the_signs_of_autograd(scheme: str) -> None:
 @pytest.mark.parametrize(("scheme", "share"), [("w4g32", 0.5), ("w3g16z", 0.6), ("w2g32", 0.6)])
 def test_the_loss_falls_well_below_that_of_the_nearest_codes(scheme: str, share: float) -> None:
     learned = learn(scheme)
-    assert learned.loss_after < share * learned.loss_before
+    assert learned.after < share * learned.before
     weight, inputs = random(24, 72), correlated(20, 16, 72)
     loss = product_loss(inputs, weight)
 
@@ -146,13 +146,13 @@ def test_the_loss_falls_well_below_that_of_the_nearest_codes(scheme: str, share:
 
 def test_it_goes_on_from_searched_scales() -> None:
     start = round_searched(random(24, 72), form_of("w4g32"))
-    assert learn("w4g32", start).loss_after < learn("w4g32", start).loss_before
+    assert learn("w4g32", start).after < learn("w4g32", start).before
 
 
 def test_the_best_iterate_is_never_worse_than_the_start() -> None:
     learned = learn("w4g32", training=Training(iterations=3, batch=4, learning_rate=5.0))
-    assert learned.loss_after <= learned.loss_before
-    if learned.best_iteration == 0:
+    assert learned.after <= learned.before
+    if learned.best == 0:
         start = round_to_nearest(random(24, 72), form_of("w4g32"))
         assert torch.equal(learned.codes["w"].codes, start.codes)
 
@@ -179,5 +179,5 @@ def test_few_samples_are_trained_on_and_judged_by_alike() -> None:
         Training(iterations=4, batch=3),
         watch=shares.append,
     )
-    assert found.loss_after <= found.loss_before
+    assert found.after <= found.before
     assert shares == [0.25, 0.5, 0.75, 1.0]
