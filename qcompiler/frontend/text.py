@@ -109,9 +109,16 @@ def read_json(file: Path) -> dict[str, Any]:
     return content
 
 
+def _read_text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CaptureError(f"{file} is damaged ({error}); download it again") from error
+
+
 def _tokenizer_json(folder: Path) -> str | None:
     if (folder / "tokenizer.json").is_file():
-        return (folder / "tokenizer.json").read_text(encoding="utf-8")
+        return _read_text(folder / "tokenizer.json")
     if not any((folder / name).is_file() for name in VOCABULARIES):
         return None
     try:
@@ -137,7 +144,7 @@ def _load(text: str, folder: Path) -> Tokenizer:
 
 def _chat_template(folder: Path, settings: dict[str, Any]) -> str | None:
     if (folder / "chat_template.jinja").is_file():
-        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+        return _read_text(folder / "chat_template.jinja")
     template = settings.get("chat_template") or read_json(folder / "chat_template.json").get(
         "chat_template"
     )
