@@ -236,6 +236,11 @@ def test_compile_passes_its_options_on(
         with options["progress"].step("capture"):
             options["output"].mkdir()
             (options["output"] / "manifest.json").write_text("{}")
+            operators = {"layers.0.up": {"shape": [8, 8], "bits_per_weight": 4.5}}
+            report = {"operators": operators | {"head": {"shape": [8, 8], "bits_per_weight": 8.5}}}
+            (options["output"] / "report.json").write_text(json.dumps(report))
+            steps = [[f"pass-{seconds}", seconds] for seconds in (1, 200, 3, 4, 5, 6)]
+            (options["output"] / "times.json").write_text(json.dumps({"steps": steps}))
 
     api.compile = fake  # type: ignore[attr-defined]
     out = tmp_path / "out.qc"
@@ -253,7 +258,14 @@ def test_compile_passes_its_options_on(
     shown = capsys.readouterr()
     assert shown.out == f"{out}\n"
     assert "capture: 0.0 s" in shown.err
-    assert "2 B for x86-64-v3 in" in shown.err
+    summary = [re.split(r"  +", line.strip()) for line in shown.err.splitlines()[-10:]]
+    assert summary[0] == ["compiled for", "x86-64-v3"]
+    assert ["bits per weight, layers", "4.50"] in summary
+    assert ["bits per weight, all", "6.50"] in summary
+    assert summary[-5:] == [
+        *(["pass-200", "3 min 20 s"], ["pass-6", "6.0 s"], ["pass-5", "5.0 s"]),
+        *(["pass-4", "4.0 s"], ["pass-3", "3.0 s"]),
+    ]
     del seen["progress"]
     assert seen == {
         "model": "model.gguf",

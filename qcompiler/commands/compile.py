@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 
 import qcompiler
 from codegen.linker import find_linker
-from qcompiler.commands.output import say
+from qcompiler.commands.output import print_table
 from qcompiler.commands.progress import watch
 from qcompiler.core.artifact import check_destination
 from qcompiler.packaged import check_found
 from qcompiler.presets import find_pipeline
-from qcompiler.report.figures import human_bytes
+from qcompiler.report.content import read_report
+from qcompiler.report.figures import duration, human_bytes
+from qcompiler.report.headline import bits_per_weight, longest_steps
 from targets import NATIVE, find
 
 
@@ -50,7 +53,19 @@ def compile_model(
             progress=progress,
             dump=dump,
         )
-    size = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
     if not quiet:
-        say(f"{human_bytes(size)} for {machine.name} in {time.monotonic() - start:.1f} s")
+        summarise(output, machine.name, time.monotonic() - start)
     print(output)
+
+
+def summarise(output: Path, target: str, seconds: float) -> None:
+    """Say on stderr how large the artifact is and what took the time."""
+    size = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
+    report = read_report(output)
+    rows = [
+        ("size", human_bytes(size)),
+        *bits_per_weight(report),
+        ("time", duration(seconds)),
+        *((f"  {name}", took) for name, took in longest_steps(report)),
+    ]
+    print_table(("compiled for", target), rows, file=sys.stderr)

@@ -6,6 +6,7 @@ import json
 import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TextIO
 
 
 def say(text: str) -> None:
@@ -27,21 +28,26 @@ def _plain(value: object) -> object:
 
 
 def print_table(
-    columns: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: Sequence[str] = ()
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    numbers: Sequence[str] = (),
+    file: TextIO | None = None,
 ) -> None:
-    """Print rows under headings, one line each where stdout is no terminal.
+    """Print rows under headings, one line each where `file`, stdout if not given, is no terminal.
 
     The columns named in `numbers` are set flush right.
     """
+    out = sys.stdout if file is None else file
     lines = [tuple(columns), *map(tuple, rows)]
-    if not sys.stdout.isatty():
+    if not out.isatty():
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         for line in lines:
             cells = (
                 cell.rjust(width) if column in numbers else cell.ljust(width)
                 for column, cell, width in zip(columns, line, widths, strict=True)
             )
-            print("  ".join(cells).rstrip())
+            print("  ".join(cells).rstrip(), file=out)
         return
     from rich.console import Console
     from rich.table import Table
@@ -53,4 +59,4 @@ def print_table(
     for line in lines[1:]:
         # Text, not str: a name such as "[bold]" is no markup here.
         table.add_row(*map(Text, line))
-    Console().print(table)
+    Console(file=out).print(table)

@@ -13,12 +13,12 @@ from jinja2 import Environment, StrictUndefined
 from qcompiler.core.artifact import Manifest
 from qcompiler.report.allocation import allocation_view
 from qcompiler.report.bits import bits_view
-from qcompiler.report.content import OperatorFacts, Report
+from qcompiler.report.content import Report
 from qcompiler.report.costs import cost_tables
 from qcompiler.report.details import details_view
 from qcompiler.report.figure_grid import by_scheme
 from qcompiler.report.figures import duration, figure, human_bytes
-from qcompiler.report.grid import place
+from qcompiler.report.headline import bits_per_weight, total_time
 
 
 def render(manifest: Manifest, report: Report) -> str:
@@ -53,25 +53,16 @@ def render(manifest: Manifest, report: Report) -> str:
 
 def _facts(manifest: Manifest, report: Report) -> list[tuple[str, str]]:
     """Return what matters most, as pairs of a name and a figure."""
-    known = report.operators
-    inside = {name: one for name, one in known.items() if place(name)[0] is not None} or known
     size = sum(record.bytes for record in manifest.files.values())
-    found = [("size", human_bytes(size))]
-    if inside:
-        found.append(("bits per weight, layers", f"{_mean_bits(inside):.2f}"))
-    if len(known) > len(inside):
-        found.append(("bits per weight, all", f"{_mean_bits(known):.2f}"))
+    found = [("size", human_bytes(size)), *bits_per_weight(report)]
     if manifest.model.max_context:
         found.append(("context", f"{manifest.model.max_context:,} tokens"))
-    if report.steps:
-        found.append(("compiled in", duration(sum(seconds for _, seconds in report.steps))))
-    found += [(name.replace("_", " "), figure(v)) for name, v in sorted(manifest.measured.items())]
-    return found
-
-
-def _mean_bits(operators: Mapping[str, OperatorFacts]) -> float:
-    weights = sum(one.weights for one in operators.values())
-    return sum(one.bits_per_weight * one.weights for one in operators.values()) / max(weights, 1)
+    measured = sorted(manifest.measured.items())
+    return [
+        *found,
+        *total_time(report),
+        *((name.replace("_", " "), figure(value)) for name, value in measured),
+    ]
 
 
 def _steps(pipeline: Sequence[Any]) -> list[tuple[str, list[tuple[str, str]]]]:
