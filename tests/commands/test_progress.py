@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from itertools import count
 
@@ -67,7 +68,7 @@ def test_a_terminal_shows_a_bar_and_keeps_a_line(
         shown.advance(15, 30)
         shown.tell("[from block 3]")
     text = capsys.readouterr().err
-    assert "passes: 0.0 s" in text
+    assert re.search(r"passes: \d", text)
     assert "[from block 3]\n" in text
     assert "\x1b[" in text
 
