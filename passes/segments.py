@@ -207,26 +207,40 @@ def _call(
     schemes: Mapping[str, QuantScheme],
     tap: Tap | None,
 ) -> Any:
-    def fetch(source: fx.Node) -> Any:
-        return weights(str(source.target)) if source.op == "get_attr" else env[source.name]
-
-    args: list[Any] = list(cast(Any, fx.node.map_arg(node.args, fetch)))
-    kwargs: dict[str, Any] = dict(cast(Any, fx.node.map_arg(node.kwargs, fetch)))
-    kwargs.pop("scheme", None)
-    if node.target in TABLES:
-        return ops.embedding(*args, **kwargs)
+    args, kwargs = arguments(node, env, weights)
     weight = weight_of(node) if node.target in LINEARS else None
     if weight is None:
-        if node.target is ops.attention:
-            return _attention(*args, **kwargs)
-        assert callable(node.target)
-        return node.target(*args, **kwargs)
+        return evaluate(node, args, kwargs)
     name = operator_name(weight)
     if name in schemes:
         args[0] = as_quantized(args[0], schemes[name].activation)
     if tap is not None:
         tap(name, args[0])
     return ops.linear(*args, **kwargs)
+
+
+def arguments(
+    node: fx.Node, env: Mapping[str, Any], weights: Weights
+) -> tuple[list[Any], dict[str, Any]]:
+    """Return what a node is called with, weights dequantised."""
+
+    def fetch(source: fx.Node) -> Any:
+        return weights(str(source.target)) if source.op == "get_attr" else env[source.name]
+
+    args: list[Any] = list(cast(Any, fx.node.map_arg(node.args, fetch)))
+    kwargs: dict[str, Any] = dict(cast(Any, fx.node.map_arg(node.kwargs, fetch)))
+    kwargs.pop("scheme", None)
+    return args, kwargs
+
+
+def evaluate(node: fx.Node, args: list[Any], kwargs: dict[str, Any]) -> Any:
+    """Call what a node calls, other than a product with a stored weight."""
+    if node.target in TABLES:
+        return ops.embedding(*args, **kwargs)
+    if node.target is ops.attention:
+        return _attention(*args, **kwargs)
+    assert callable(node.target)
+    return node.target(*args, **kwargs)
 
 
 def _attention(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import fx
 
 from passes.activations import Values
-from passes.segments import TABLES, Segment, Weights
+from passes.segments import TABLES, Segment, Weights, arguments, evaluate
 from qcompiler.core import ops
 from qcompiler.core.program import LINEARS, weight_of
 
@@ -50,17 +50,12 @@ def watched_run(segment: Segment, values: Values, weights: Weights) -> tuple[Val
 
 
 def _call(node: fx.Node, env: Values, weights: Weights, readings: list[Reading]) -> Any:
-    def fetch(source: fx.Node) -> Any:
-        return weights(str(source.target)) if source.op == "get_attr" else env[source.name]
-
-    args: list[Any] = list(cast(Any, fx.node.map_arg(node.args, fetch)))
-    kwargs: dict[str, Any] = dict(cast(Any, fx.node.map_arg(node.kwargs, fetch)))
+    args, kwargs = arguments(node, env, weights)
     name = weight_of(node) if node.target in LINEARS | TABLES else None
     if name is None:
-        assert callable(node.target)
-        return node.target(*args, **kwargs)
+        return evaluate(node, args, kwargs)
     if node.target in TABLES:
-        rows = ops.embedding(*args, **kwargs)
+        rows = evaluate(node, args, kwargs)
         change = torch.zeros_like(rows, requires_grad=True)
         readings.append(Reading(node, name, args[0], change))
         return rows + change
