@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from passes.allocate_bits import AllocateBits
 from passes.canonicalize import Canonicalize
 from passes.fuse_epilogue import FuseEpilogue
 from passes.fuse_gate_up import FuseGateUp
@@ -9,8 +10,10 @@ from passes.fuse_norm import FuseNorm
 from passes.fuse_qkv import FuseQkv
 from passes.fuse_rope import FuseRope
 from passes.legalize import Legalize
+from passes.measure_cost import MeasureCost
 from passes.measure_hessian import MeasureHessian
 from passes.measure_sensitivity import MeasureSensitivity
+from passes.quantize_gptq import QuantizeGptq
 from passes.quantize_rtn import QuantizeRtn
 from passes.set_bits import SetBits
 from qcompiler.core.pass_base import Pass
@@ -19,8 +22,11 @@ PASSES: tuple[type[Pass], ...] = (
     Canonicalize,
     MeasureHessian,
     MeasureSensitivity,
+    MeasureCost,
+    AllocateBits,
     SetBits,
     QuantizeRtn,
+    QuantizeGptq,
     FuseQkv,
     FuseGateUp,
     FuseEpilogue,
