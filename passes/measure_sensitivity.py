@@ -21,6 +21,8 @@ from qcompiler.core.stage import Stage
 
 Metric = Literal["fisher", "kl", "hessian", "weight-variance"]
 
+FLOAT = "float"
+
 SAMPLES: dict[str, int] = {"fisher": 16, "kl": 2, "hessian": 16, "weight-variance": 16}
 """How many samples are enough for a metric."""
 
@@ -37,10 +39,10 @@ class MeasureSensitivity(Pass):
     - "weight-variance" is that in closed form, from the variance of the weight and the mean square
       of its inputs; with `samples = 0` from the weight alone.
 
-    The first two give nats per token of a language model, and half the relative squared error of
-    another's outputs; the last two give figures to compare. All run block by block. `samples` is
-    how many are run (as many as the metric needs, if left out), `tokens` how many of a language
-    model's sample are; `seed` draws the probes of "fisher".
+    The choice "float" costs nothing. The first two metrics give nats per token of a language model,
+    and half the relative squared error of another's outputs; the last two give figures to compare.
+    All run block by block. `samples` is how many are run (as many as the metric needs, if left
+    out), `tokens` how many of a language model's sample are; `seed` draws the probes of "fisher".
     """
 
     name: ClassVar[str] = "measure-sensitivity"
@@ -57,7 +59,7 @@ class MeasureSensitivity(Pass):
     def __post_init__(self) -> None:
         if not self.choices:
             raise ConfigError("there are no choices; give at least one, such as 'w4a8g64'")
-        for text in self.choices:
+        for text in self._schemes:
             QuantScheme.parse(text)
         if self.samples is not None and self.samples < (self.metric != "weight-variance"):
             raise ConfigError(
@@ -66,6 +68,10 @@ class MeasureSensitivity(Pass):
             )
         if self.tokens < 2:
             raise ConfigError(f"tokens = {self.tokens} predicts nothing; use 2 or more")
+
+    @property
+    def _schemes(self) -> tuple[str, ...]:
+        return tuple(text for text in self.choices if text != FLOAT)
 
     @property
     def calibrates(self) -> bool:
@@ -77,13 +83,15 @@ class MeasureSensitivity(Pass):
         given: dict[str, Any] = {"budget": context.max_ram, "progress": context.progress}
         match self.metric:
             case "fisher":
-                loss = fisher(program, weights, self.choices, samples, seed=self.seed, **given)
+                loss = fisher(program, weights, self._schemes, samples, seed=self.seed, **given)
             case "kl":
-                loss = kl(program, weights, self.choices, samples, **given)
+                loss = kl(program, weights, self._schemes, samples, **given)
             case "hessian":
-                loss = hessian(program, weights, self.choices, samples, **given)
+                loss = hessian(program, weights, self._schemes, samples, **given)
             case "weight-variance":
-                loss = weight_variance(program, weights, self.choices, samples, **given)
+                loss = weight_variance(program, weights, self._schemes, samples, **given)
+        if FLOAT in self.choices:
+            loss = {operator: {**of, FLOAT: 0.0} for operator, of in loss.items()}
         unit = "squared error of outputs"
         if self.metric in ("fisher", "kl"):
             is_model = program.info.kind == "causal-lm"

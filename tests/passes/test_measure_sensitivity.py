@@ -77,6 +77,11 @@ def test_weights_alone_need_no_samples(tiny_llama: Make) -> None:
     assert program.facts[Sensitivity].loss
 
 
+def test_float_costs_nothing(tiny_llama: Make) -> None:
+    found, _ = measure(tiny_llama(layers=2), metric="hessian", choices=("w4a8g32", "float"))
+    assert all(of["w4a8g32"] > of["float"] == 0 for of in found.loss.values())
+
+
 def test_mistakes_are_found_early(tiny_llama: Make) -> None:
     with pytest.raises(ConfigError, match="there are no choices"):
         MeasureSensitivity(choices=())
