@@ -9,17 +9,22 @@ import torch
 
 from passes.quantize_rtn import QuantizeRtn
 from passes.rounding import round_to_nearest
+from passes.scale_search import round_searched
+from passes.segments import GraphOrder, SegmentWeights, segments
 from passes.set_bits import Rule, SetBits
 from qcompiler.core import ops
 from qcompiler.core.builder import ProgramBuilder
-from qcompiler.core.errors import QCompilerError
+from qcompiler.core.calibration import Calibration
+from qcompiler.core.errors import ConfigError, QCompilerError, UsageError
 from qcompiler.core.formats import QuantScheme
 from qcompiler.core.pass_base import PassContext
+from qcompiler.core.pipeline import Pipeline
 from qcompiler.core.program import Program
 from qcompiler.core.progress import NoProgress
 from qcompiler.core.qtensor import QuantizedTensor
 from qcompiler.core.reference import sqnr
 from qcompiler.core.stage import Stage
+from targets import TARGETS
 
 Make = Callable[..., Program]
 Run = Callable[..., PassContext]
@@ -79,6 +84,57 @@ def test_the_range_is_an_option(tiny_llama: Make, run_pass: Run) -> None:
         assert isinstance(weight, QuantizedTensor)
         codes[span] = int(weight.codes.min())
     assert codes == {"full": -8, "restricted": -7}
+
+
+def test_scales_are_searched_by_weight_error(tiny_llama: Make, run_pass: Run) -> None:
+    program = tiny_llama()
+    name = "model.layers.0.mlp.up_proj.weight"
+    expected = round_searched(program.weights.tensor(name), QuantScheme.parse("w4a8g32").weight)
+    run_pass(program, MIXED, QuantizeRtn(search="weight"))
+    found = program.weights.get(name)
+    assert isinstance(found, QuantizedTensor)
+    assert torch.equal(found.codes, expected.codes)
+    assert torch.equal(found.scale, expected.scale)
+
+
+def test_scales_are_searched_by_the_error_on_inputs(tiny_llama: Make) -> None:
+    samples = tuple((torch.arange(i, i + 16) * 7 % 40,) for i in range(8))
+    context = PassContext(
+        target=TARGETS[0], calibration=Calibration(samples=samples, source="a test")
+    )
+    lost = {}
+    for search in ("none", "weight", "activation"):
+        program = tiny_llama(tied=True)
+        inputs: list[torch.Tensor] = []
+        order = GraphOrder(program)
+        plain = program.weights.tensor(f"{up}.weight")
+
+        def tap(name: str, x: torch.Tensor, inputs: list[torch.Tensor] = inputs) -> None:
+            if name == up:
+                inputs.append(x[0])
+
+        for sample in samples:
+            values = order.inputs(sample)
+            for part in segments(program):
+                values = part.run(values, SegmentWeights(program), tap=tap)
+        step = QuantizeRtn(search=search)
+        assert step.calibrates == (search == "activation")
+        Pipeline((MIXED, step)).run(program, context)
+        found = program.weights.get(f"{up}.weight")
+        assert isinstance(found, QuantizedTensor)
+        importance = torch.cat(inputs).square().mean(0)
+        lost[search] = float(((found.dequantize() - plain).square() * importance).sum())
+    assert lost["activation"] < lost["weight"] < lost["none"]
+
+
+def test_the_activation_search_needs_samples(tiny_llama: Make, run_pass: Run) -> None:
+    with pytest.raises(UsageError, match="pass 'quantize-rtn' runs the model on samples"):
+        run_pass(tiny_llama(), MIXED, QuantizeRtn(search="activation"))
+
+
+def test_a_search_in_the_restricted_range_is_refused() -> None:
+    with pytest.raises(ConfigError, match="the search uses the full range of codes"):
+        QuantizeRtn(range="restricted", search="weight")
 
 
 def test_a_tied_weight_is_rounded_once_for_product_and_table(
