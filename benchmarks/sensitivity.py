@@ -225,6 +225,8 @@ def show(found: dict[str, Any]) -> None:
     for metric, loss in found["losses"].items():
         for kind in ("mixed", "equal"):
             plans = [plan for plan in found["plans"] if plan["kind"] == kind]
+            if len(plans) < 3:
+                continue
             predicted = [sum(loss[name][s] for name, s in p["plan"].items()) for p in plans]
             result = Correlation.of(predicted, plans)
             table.add_row(

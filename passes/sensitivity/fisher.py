@@ -212,16 +212,23 @@ class _Walk:
                 y = env[node.name]
                 if not (isinstance(y, torch.Tensor) and y.is_floating_point()):
                     continue
-                signs = torch.empty_like(y).bernoulli_(0.5, generator=self.generator)
-                signs.mul_(2).sub_(1)
                 if self.program.info.kind == "causal-lm":
-                    p = y.softmax(-1)
-                    signs.mul_(p.sqrt())
-                    total = (signs * p.sqrt()).sum(-1, keepdim=True)
-                    probes[node.name] = signs.sub_(p.mul_(total))
+                    probes[node.name] = probe(y, self.generator)
                 else:
-                    probes[node.name] = signs / y.norm().clamp(min=torch.finfo(y.dtype).tiny)
+                    smallest = torch.finfo(y.dtype).tiny
+                    probes[node.name] = _signs(y, self.generator) / y.norm().clamp(min=smallest)
         return probes
+
+
+def probe(logits: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Return random z like logits [..., v] whose mean of zzᵀ is the Fisher information, [v, v]."""
+    p = logits.softmax(-1)
+    z = _signs(logits, generator).mul_(p.sqrt())
+    return z - p.mul_(z.sum(-1, keepdim=True))
+
+
+def _signs(like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    return torch.empty_like(like).bernoulli_(0.5, generator=generator).mul_(2).sub_(1)
 
 
 def _moving(program: Program, measured: Collection[str]) -> set[str]:

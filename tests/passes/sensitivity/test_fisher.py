@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from passes.quantizable import Quantizable, quantizable
-from passes.sensitivity.fisher import fisher
+from passes.sensitivity.fisher import fisher, probe
 from passes.sensitivity.rounding_error import rounding_error
 from qcompiler.core import ops
 from qcompiler.core.builder import ProgramBuilder
@@ -19,6 +19,18 @@ from qcompiler.core.program import ModelInfo, Program
 Make = Callable[..., Program]
 Weights = Callable[[Program], list[Quantizable]]
 Samples = list[tuple[torch.Tensor, ...]]
+
+
+def test_probes_have_the_fisher_information_as_their_covariance() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(5, generator=generator) * 2
+    z = probe(logits.expand(200_000, 5), generator)
+    p = logits.softmax(-1)
+    # A shift of all logits changes nothing.
+    assert float(z.sum(-1).abs().max()) < 1e-5
+    torch.testing.assert_close(
+        z.T @ z / len(z), torch.diag(p) - torch.outer(p, p), atol=3e-3, rtol=0
+    )
 
 
 def test_it_predicts_the_divergence(
