@@ -26,6 +26,9 @@ FACTORS = (0.5, 1.25)
 HELD_OUT = 16
 """One sample of so many is kept out of the training, to tell iterates apart by."""
 
+CHUNK = 1 << 16
+"""Entries worked on at a time: 256 KiB of float32."""
+
 CHECKS = (0.5, 0.75, 0.9, 1.0)
 """After which shares of the training its iterate is compared with the best so far."""
 
@@ -87,7 +90,6 @@ class LearnedWeight:
         # Of the scale; of an asymmetric format, of the lower and of the upper end of the range.
         ends = 1 if self._zero is None else 2
         self.factors = torch.ones(ends, *self._scale.shape)
-        self._levels = torch.empty(0)
 
     def _within_cells(self, entries: torch.Tensor, start: QuantizedTensor) -> torch.Tensor:
         levels = group_rows(start.codes.to(torch.float32), self._form)
@@ -119,30 +121,46 @@ class LearnedWeight:
         last = self._form.code_range[1]
         return -zero * self._scale, (last - zero) * self._scale
 
-    def _rounded(self, scale: torch.Tensor, zero: torch.Tensor | None) -> torch.Tensor:
-        """Return the codes less their zero points, [n, g, size] float32."""
-        return self._clamp(torch.div(self._entries, scale).add_(self.offsets).round_(), zero)
+    def _rounded(self, rows: slice, scale: torch.Tensor, zero: torch.Tensor | None) -> torch.Tensor:
+        """Return the codes of some rows less their zero points, [rows, g, size] float32."""
+        levels = torch.div(self._entries[rows], scale[rows]).add_(self.offsets[rows]).round_()
+        return self._clamp(levels, None if zero is None else zero[rows])
+
+    def _parts(self) -> list[slice]:
+        """Divide the rows into parts that stay in cache while they are worked on."""
+        n, row = len(self._entries), self._entries[0].numel()
+        step = max(1, CHUNK // row)
+        return [slice(start, start + step) for start in range(0, n, step)]
 
     def value(self) -> torch.Tensor:
         """Return what the codes now stand for, [n, k], without a gradient."""
         scale, zero = self._grid()
-        self._levels = self._rounded(scale, zero)
-        return (self._levels * scale).flatten(1)[:, : self._k].contiguous()
+        value = torch.empty(len(self._entries), self._k)
+        for rows in self._parts():
+            levels = self._rounded(rows, scale, zero).mul_(scale[rows])
+            value[rows] = levels.flatten(1)[:, : self._k]
+        return value
 
     def step(self, gradient: torch.Tensor, rate: float, scale_rate: float) -> None:
-        """Move against the gradient of the loss with respect to what `value` last returned."""
-        slope = group_rows(gradient, self._form)
+        """Move against the gradient of the loss with respect to what `value` returns."""
         scale, zero = self._grid()
-        levels = self._levels
-        u = torch.div(self._entries, scale)
-        # Where an entry is clamped, the value does not depend on it.
-        free = torch.add(u, self.offsets).sub_(levels).abs_() <= 0.5
-        to_scale = (slope * levels).sum(2, keepdim=True)
-        if zero is not None:
-            to_zero = -scale * (slope * ~free).sum(2, keepdim=True)
-        slope = slope * free
-        to_scale -= (slope * u).sum(2, keepdim=True)
-        self.offsets.sub_(slope.mul_(scale.sign()).sign_(), alpha=rate).clamp_(-0.5, 0.5)
+        to_scale = torch.empty_like(scale)
+        to_zero = torch.zeros_like(scale)
+        for rows in self._parts():
+            slope, s = group_rows(gradient[rows], self._form), scale[rows]
+            u = torch.div(self._entries[rows], s)
+            free = torch.add(u, self.offsets[rows])
+            levels = self._clamp(torch.round(free), None if zero is None else zero[rows])
+            # 1.0, or 0.0 where an entry is clamped: there the value does not depend on it. (A
+            # float times a bool would take many times as long.)
+            passed = free.sub_(levels).abs_().le_(0.5).mul_(slope)
+            to_scale[rows] = levels.mul_(slope).sum(2, keepdim=True)
+            to_scale[rows] -= u.mul_(passed).sum(2, keepdim=True)
+            if zero is not None:
+                held = passed.sum(2, keepdim=True) - slope.sum(2, keepdim=True)
+                to_zero[rows] = held * s
+            step = passed.mul_(s.sign()).sign_()
+            self.offsets[rows].sub_(step, alpha=rate).clamp_(-0.5, 0.5)
         if zero is None or self._zero is None:
             to_factors = (to_scale * self._scale).unsqueeze(0)
         else:
@@ -176,7 +194,7 @@ class LearnedWeight:
     def freeze(self) -> QuantizedTensor:
         """Return the codes, with scales and zero points as they are stored."""
         scale, zero = self._grid()
-        codes = self._rounded(scale, zero)
+        codes = self._rounded(slice(None), scale, zero)
         if zero is not None:
             codes += zero
         kind = torch.int8 if zero is None else torch.uint8
