@@ -102,6 +102,7 @@ def test_scales_are_searched_by_the_error_on_inputs(tiny_llama: Make) -> None:
     context = PassContext(
         target=TARGETS[0], calibration=Calibration(samples=samples, source="a test")
     )
+    up = "model.layers.0.mlp.up_proj"
     lost = {}
     for search in ("none", "weight", "activation"):
         program = tiny_llama(tied=True)
