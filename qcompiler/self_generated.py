@@ -61,28 +61,31 @@ def generate_tokens(
     at_once = max(1, min(samples, CACHE_BYTES // max(each, 1)))
     starts = range(0, samples, at_once)
     first_tokens = _first_tokens(program)
-    parts: list[torch.Tensor] = []
+    begin = program.info.begin_token
+    first = 0 if begin is None else 1
+    # Made at once: small tensors that stay, between large ones that go, would break up memory.
+    found = torch.empty(samples, sequence_length, dtype=torch.int64)
     for done, start in enumerate(starts):
+        part = found[start : start + at_once]
         writers = _Writers(
-            range(start, min(start + at_once, samples)),
+            range(start, start + len(part)),
             sequence_length,
             seed=seed,
             temperature=temperature,
             first_tokens=first_tokens,
             end_tokens=torch.tensor(program.info.end_tokens, dtype=torch.int64),
         )
-        model = BatchedLanguageModel(program, len(writers), sequence_length)
-        begin = program.info.begin_token
-        tokens = writers.begin() if begin is None else torch.full((len(writers),), begin)
-        columns = [tokens]
-        while len(columns) < sequence_length:
-            logits = model.step(tokens)
-            first = begin is not None and len(columns) == 1
-            tokens = writers.begin() if first else writers.next(logits)
-            columns.append(tokens)
-            progress.advance(done * sequence_length + len(columns), len(starts) * sequence_length)
-        parts.append(torch.stack(columns, dim=1))
-    found = torch.cat(parts)
+        model = BatchedLanguageModel(program, len(part), sequence_length)
+        if begin is not None:
+            part[:, 0] = begin
+        part[:, first] = writers.begin()
+        for place in range(sequence_length - 1):
+            logits = model.step(part[:, place])
+            if place >= first:
+                part[:, place + 1] = writers.next(logits)
+            progress.advance(done * sequence_length + place + 2, len(starts) * sequence_length)
+        # Before there is another with as many caches and weights.
+        del model
     write_cached(name, safetensors.numpy.save({"tokens": found.numpy()}))
     return found
 
@@ -141,8 +144,8 @@ class _Writers:
         least, most = GREEDY
         greedy = least + (follow * (most + 1 - least)).long()
         tokens = torch.where(self._ended, begun, tokens)
-        self._greedy = torch.where(self._ended, greedy, (self._greedy - 1).clamp(min=0))
-        self._ended = torch.isin(tokens, self._end_tokens)
+        self._greedy.copy_(torch.where(self._ended, greedy, (self._greedy - 1).clamp(min=0)))
+        self._ended.copy_(torch.isin(tokens, self._end_tokens))
         return tokens
 
 

@@ -11,6 +11,10 @@ from qcompiler.core.interpreter import ProgramInterpreter
 from qcompiler.core.program import Program
 
 
+_STEP = 64
+"""Attention looks at so many places more at once, and masks those that it may not see."""
+
+
 class BatchedLanguageModel:
     """A causal LM program as a function from the next token of each text to its logits.
 
@@ -66,15 +70,19 @@ def _attend(
     window: int = 0,
     softcap: float = 0.0,
 ) -> torch.Tensor:
-    """`ops.attention` of one token, which sees all that is there: no mask, and no copies."""
+    """`ops.attention` of one token, which sees all that is there: nothing is copied."""
     place, (heads, d) = int(position), q.shape[2:]
     k_cache[:, :, place : place + 1] = k.transpose(1, 2)
     v_cache[:, :, place : place + 1] = v.transpose(1, 2)
     first = max(0, place + 1 - window) if window > 0 else 0
-    keys, values = k_cache[:, :, first : place + 1], v_cache[:, :, first : place + 1]
+    # Sizes that are new at every step would cost memory: the allocator finds no use for old ones.
+    begin, end = first // _STEP * _STEP, -(-(place + 1) // _STEP) * _STEP
+    keys, values = k_cache[:, :, begin:end], v_cache[:, :, begin:end]
+    places = torch.arange(begin, begin + keys.shape[2])
     groups = k.shape[2]
     query = q.reshape(1, groups, heads // groups, d)
     scores = (query @ keys.transpose(-1, -2)) * scale
     if softcap > 0:
         scores = softcap * torch.tanh(scores / softcap)
+    scores = scores.masked_fill((places < first) | (places > place), float("-inf"))
     return (scores.softmax(-1) @ values).reshape(1, 1, heads, v.shape[-1])
