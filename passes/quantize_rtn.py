@@ -54,11 +54,16 @@ class QuantizeRtn(Pass):
     def run(self, program: Program, context: PassContext) -> None:
         planned = planned_weights(program)
         importance = self._importance(program, context) if self.calibrates else {}
+        errors: dict[str, dict[str, float]] = {}
         for done, weight in enumerate(planned.values(), start=1):
             inputs = importance.get(operator_name(weight.entry))
-            codes = self._quantize(program, weight, inputs if weight.is_product_only else None)
+            value = program.weights.tensor(weight.entry)
+            codes = self._quantize(weight, value, inputs if weight.is_product_only else None)
+            errors[operator_name(weight.entry)] = {"after": _relative_error(codes, value)}
             put_codes(program, planned, {weight.entry: codes})
             context.progress.advance(done, len(planned))
+        context.record(self.name, "measure", "relative weight error")
+        context.record(self.name, "operators", errors)
 
     def _importance(self, program: Program, context: PassContext) -> dict[str, torch.Tensor]:
         """Return the mean squares [k] of what products read, by operator."""
@@ -72,9 +77,9 @@ class QuantizeRtn(Pass):
         }
 
     def _quantize(
-        self, program: Program, weight: PlannedWeight, importance: torch.Tensor | None
+        self, weight: PlannedWeight, value: torch.Tensor, importance: torch.Tensor | None
     ) -> QuantizedTensor:
-        value, form = program.weights.tensor(weight.entry), weight.scheme.weight
+        form = weight.scheme.weight
         try:
             if self.search == "none":
                 return round_to_nearest(value, form, span=self.range)
@@ -84,3 +89,9 @@ class QuantizeRtn(Pass):
                 f"'{weight.entry}' cannot be quantised: {error}; leave it float with "
                 f"{{pattern = '{operator_name(weight.entry)}', scheme = 'float'}}"
             ) from None
+
+
+def _relative_error(codes: QuantizedTensor, weight: torch.Tensor) -> float:
+    """Return ‖Q(W) − W‖ / ‖W‖, nothing for a weight of zeros."""
+    size = float(weight.norm())
+    return float((codes.dequantize() - weight).norm()) / size if size else 0.0

@@ -23,6 +23,8 @@ class Detail:
 
     step: str
     measure: str
+    compared: bool
+    """Whether the error of rounding to nearest is known as well."""
     by_kind: list[tuple[str, int, str, str, str]]
     """Kind of operator, how many, mean error before and after, change."""
     picture: str
@@ -51,6 +53,7 @@ def details_view(found: Details) -> Detail | None:
     return Detail(
         found.step,
         found.measure,
+        bool(before),
         _by_kind(before, after),
         _blocks_of_operators(before, after, found.measure),
         grids,

@@ -63,6 +63,22 @@ def test_weights_are_rounded_as_planned(tiny_llama: Make, run_pass: Run) -> None
     assert isinstance(program.weights.get("model.layers.0.self_attn.v_proj.weight"), torch.Tensor)
 
 
+def test_the_error_of_each_weight_is_recorded(tiny_llama: Make, run_pass: Run) -> None:
+    program = tiny_llama()
+    weights = {name: program.weights.tensor(f"{name}.weight") for name, _ in program.linears()}
+    context = run_pass(program, MIXED, QuantizeRtn())
+    errors = context.records["quantize-rtn"]["operators"]
+    assert context.records["quantize-rtn"]["measure"] == "relative weight error"
+    assert "model.layers.0.self_attn.v_proj" not in errors  # it stays float
+    for name in ("model.layers.0.self_attn.q_proj", "model.layers.0.mlp.down_proj"):
+        codes = program.weights.get(f"{name}.weight")
+        assert isinstance(codes, QuantizedTensor)
+        difference = (codes.dequantize() - weights[name]).norm() / weights[name].norm()
+        assert errors[name] == {"after": pytest.approx(float(difference))}
+    assert errors["model.layers.0.mlp.down_proj"]["after"] < 0.01  # 8 bits
+    assert 0.05 < errors["model.layers.0.self_attn.q_proj"]["after"] < 0.15  # 4 bits
+
+
 @pytest.mark.parametrize(
     ("scheme", "least"), [("w8a8g32", 28), ("w8a8", 28), ("w4a8g32", 9), ("w4a8g8z", 14)]
 )
