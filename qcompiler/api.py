@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +19,16 @@ from codegen.linker import find_linker
 from codegen.lower import lower
 from qcompiler.assembly import assemble, check_scratch
 from qcompiler.benchmark import BenchResult, bench
+from qcompiler.calibration import CalibrationRequest, request_calibration
+from qcompiler.calibration_source import CalibrationData
 from qcompiler.core.artifact import Manifest, check_destination, copy_artifact
 from qcompiler.core.errors import UsageError
 from qcompiler.core.instruments import DumpIR, Instrument
 from qcompiler.core.pass_base import PassContext
+from qcompiler.core.pipeline import Pipeline
+from qcompiler.core.program import Program
 from qcompiler.core.progress import NO_PROGRESS, Progress, StepTimer
+from qcompiler.core.target import Target
 from qcompiler.evaluation import WINDOW, Evaluation
 from qcompiler.evaluation import evaluate as evaluate_logits
 from qcompiler.frontend import capture
@@ -33,6 +38,7 @@ from qcompiler.report.content import SCHEMA
 from qcompiler.report.facts import describe
 from qcompiler.runtime import CompiledModule, LanguageModel, load
 from qcompiler.scorer import open_scorer
+from qcompiler.work_folder import work_folder
 
 __all__ = ["Artifact", "BenchResult", "Evaluation", "bench", "compile", "evaluate", "load"]
 
@@ -67,6 +73,11 @@ def compile(
     context: int | None = None,
     example_inputs: tuple[Any, ...] | None = None,
     dynamic_shapes: Any = None,
+    calibration: CalibrationData | None = None,
+    samples: int | None = None,
+    sequence_length: int | None = None,
+    seed: int = 0,
+    max_ram: int | None = None,
     progress: Progress | None = None,
     dump: str | Path | None = None,
 ) -> Artifact:
@@ -78,12 +89,28 @@ def compile(
     model's own limit if not given. dump: a folder for the program's text after every pass. Without
     `output`, the artifact lies in a temporary folder for as long as the returned object is there.
 
+    Where a pass runs the model on samples: calibration: text files, a list of texts, tokens, or
+    tuples of a module's inputs; without any, a language model writes its own. samples and
+    sequence_length: how many, and of how many tokens; see `build_calibration`. seed: decides which,
+    and what the model writes. max_ram: bytes of activations to keep in memory; more goes to files.
+    With `output`, finished blocks are kept in a folder beside it until all is done: run again after
+    it was stopped, the same call goes on from there, with the same result.
+
     Raises:
         QCompilerError: what cannot be done, in one sentence; nothing is left half written.
     """
     progress = timer = StepTimer(progress or NO_PROGRESS)
     # Whatever can be wrong with the request shows before any work is done.
     steps, machine = plan_request(pipeline, target, settings)
+    request = request_calibration(
+        steps.steps,
+        calibration,
+        samples=samples,
+        sequence_length=sequence_length,
+        seed=seed,
+        writes=_may_write(model, example_inputs),
+    )
+    check_max_ram(max_ram)
     find_linker()
     check_scratch()
     if context is not None and context < 1:
@@ -96,12 +123,14 @@ def compile(
         else:
             folder = Path(output)
         check_destination(folder)
+        work = None if output is None or request is None else work_folder(folder)
         instruments: list[Instrument] = [] if dump is None else [DumpIR(Path(dump))]
         with progress.step("capture"):
             program = capture(
                 model, example_inputs=example_inputs, dynamic_shapes=dynamic_shapes, context=context
             )
-        pass_context = PassContext(target=machine, progress=progress)
+        pass_context = PassContext(target=machine, progress=progress, max_ram=max_ram, work=work)
+        _calibrate(program, pass_context, request)
         steps.run(program, pass_context, instruments)
         with interruptible():
             with progress.step("lower"):
@@ -120,6 +149,8 @@ def compile(
                         "records": pass_context.seconds,
                     },
                 )
+        if work is not None:
+            shutil.rmtree(work, ignore_errors=True)
         artifact = Artifact(folder, manifest)
         # From here on the temporary folder, if there is one, goes with the artifact.
         weakref.finalize(artifact, cleanup.pop_all().close)
@@ -135,6 +166,11 @@ def evaluate(
     reference_pipeline: str | Path | None = None,
     tokens: int | None = None,
     window: int | None = None,
+    calibration: CalibrationData | None = None,
+    samples: int | None = None,
+    sequence_length: int | None = None,
+    seed: int = 0,
+    max_ram: int | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Score how a language model predicts a text or several, and how far it is from `reference`.
@@ -143,7 +179,8 @@ def evaluate(
     float, or after the passes of `pipeline` (of `reference_pipeline`) in the integer reference
     arithmetic. With a pipeline for the reference alone, the reference is the same model. text: one,
     or several by name. tokens: score only so many of each text; window: tokens read before the
-    model starts afresh, 512 if the model takes so many.
+    model starts afresh, 512 if the model takes so many. calibration and what follows it: as for
+    `compile`, where a pipeline runs the model on samples.
 
     Raises:
         UsageError: what is asked for contradicts itself, or is more than a model was made for.
@@ -151,9 +188,18 @@ def evaluate(
     """
     progress = progress or NO_PROGRESS
     # Whatever can be wrong with the request shows before any work is done.
+    check_max_ram(max_ram)
     plans = [
         None if name is None else plan_request(name) for name in (pipeline, reference_pipeline)
     ]
+    request = request_calibration(
+        [step for plan in plans if plan is not None for step in plan[0].steps],
+        calibration,
+        samples=samples,
+        sequence_length=sequence_length,
+        seed=seed,
+    )
+    prepare = [_prepare(plan, request, max_ram, progress) for plan in plans]
     models = [model]
     if reference is not None or reference_pipeline is not None:
         models.append(model if reference is None else reference)
@@ -161,7 +207,7 @@ def evaluate(
         if isinstance(name, str | Path):
             check_found(name)
     with progress.step("load"):
-        scorers = [open_scorer(*pair, progress) for pair in zip(models, plans, strict=False)]
+        scorers = [open_scorer(*pair) for pair in zip(models, prepare, strict=False)]
     scored, *compared = scorers
     texts = {"": text} if isinstance(text, str) else dict(text)
     ids = {name: scored.encode(content) for name, content in texts.items()}
@@ -180,3 +226,45 @@ def evaluate(
             window=window or min(WINDOW, longest),
             progress=progress,
         )
+
+
+def check_max_ram(max_ram: int | None) -> None:
+    """Refuse what is no number of bytes; raise UsageError."""
+    if max_ram is not None and (type(max_ram) is not int or max_ram < 0):
+        raise UsageError(f"max_ram is {max_ram!r}; give a number of bytes from 0")
+
+
+def _may_write(model: Model, example_inputs: object) -> bool:
+    """Say whether a model may be a language model, as far as can be seen from outside."""
+    return example_inputs is None and not isinstance(model, ExportedProgram)
+
+
+def _calibrate(program: Program, context: PassContext, request: CalibrationRequest | None) -> None:
+    """Give a context the samples that were asked for."""
+    if request is None:
+        return
+    with context.progress.step("calibration"):
+        context.calibration = request.build(program, context.progress)
+        if (shortage := request.shortage(context.calibration)) is not None:
+            context.note("calibration", shortage)
+            context.progress.tell(shortage)
+
+
+def _prepare(
+    plan: tuple[Pipeline, Target] | None,
+    request: CalibrationRequest | None,
+    max_ram: int | None,
+    progress: Progress,
+) -> Callable[[Program], None] | None:
+    """Return what takes a program through the passes of `plan`, where there is one."""
+    if plan is None:
+        return None
+    steps, machine = plan
+
+    def run(program: Program) -> None:
+        context = PassContext(target=machine, progress=progress, max_ram=max_ram)
+        if any(step.calibrates for step in steps.steps):
+            _calibrate(program, context, request)
+        steps.run(program, context)
+
+    return run

@@ -18,7 +18,7 @@ from qcompiler.calibration_source import (
 )
 from qcompiler.core.calibration import Calibration
 from qcompiler.core.errors import UsageError
-from qcompiler.core.pipeline import Pipeline
+from qcompiler.core.pass_base import Pass
 from qcompiler.core.program import ModelInfo, Program
 from qcompiler.core.progress import NO_PROGRESS, Progress
 from qcompiler.self_generated import SAMPLES as GENERATED_SAMPLES
@@ -234,28 +234,37 @@ def check_calibration(
 
 
 def request_calibration(
-    pipeline: Pipeline,
-    name: str,
+    steps: Sequence[Pass],
     given: CalibrationData | None = None,
     *,
     samples: int | None = None,
     sequence_length: int | None = None,
     seed: int = 0,
+    writes: bool = True,
 ) -> CalibrationRequest | None:
-    """Check what is to be calibrated on in a pipeline of this name; None if no step asks for it.
+    """Check what passes are to be calibrated on; None if none of them asks for it.
+
+    writes: whether the model may be one that can write text itself.
 
     Raises:
-        UsageError: as `check_calibration`, or something was given that would not be used.
+        UsageError: as `check_calibration`; or something was given that would not be used, or
+            nothing for a model that cannot write text.
     """
     request = check_calibration(given, samples=samples, sequence_length=sequence_length, seed=seed)
-    if any(step.calibrates for step in pipeline.steps):
+    needing = [step.name for step in steps if step.calibrates]
+    if needing:
+        if given is None and not writes:
+            raise UsageError(
+                f"pass '{needing[0]}' runs the model on samples, and only a language model can "
+                "write its own; give a calibration, such as a list of tuples of input tensors"
+            )
         return request
     asked = {"calibration": given, "samples": samples, "sequence length": sequence_length}
     unused = [what for what, value in asked.items() if value is not None]
     if unused:
         raise UsageError(
-            f"no step of {name} runs the model on samples, so the {unused[0]} would not be used; "
-            "leave it out, or choose a pipeline that calibrates"
+            f"no pass of this pipeline runs the model on samples, so the {unused[0]} would not be "
+            "used; leave it out, or choose a pipeline that calibrates"
         )
     return None
 

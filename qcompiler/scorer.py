@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,16 +12,13 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from qcompiler.core.artifact import MANIFEST, ModelFacts
-from qcompiler.core.errors import QCompilerError, UsageError
+from qcompiler.core.errors import UsageError
 from qcompiler.core.interpreter import TorchLanguageModel
-from qcompiler.core.pass_base import PassContext
-from qcompiler.core.pipeline import Pipeline
-from qcompiler.core.program import ModelInfo
-from qcompiler.core.progress import Progress
-from qcompiler.core.target import Target
+from qcompiler.core.program import ModelInfo, Program
 from qcompiler.evaluation import Logits
 from qcompiler.frontend import capture
 from qcompiler.runtime import LanguageModel, load
+from qcompiler.tokenizer import open_tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,25 +38,23 @@ class Scorer:
 
 def open_scorer(
     model: str | Path | nn.Module | ExportedProgram,
-    plan: tuple[Pipeline, Target] | None,
-    progress: Progress,
+    prepare: Callable[[Program], None] | None = None,
 ) -> Scorer:
-    """Load an artifact, or capture a model to run it in torch: in float, or as `plan` has it.
+    """Load an artifact, or capture a model to run it in torch, as `prepare` changes it first.
 
     Raises:
-        UsageError: it is no language model, or an artifact that `plan` cannot change any more.
+        UsageError: it is no language model, or an artifact that cannot be changed any more.
         QCompilerError: it cannot be loaded or captured.
     """
     if isinstance(model, str | Path) and (Path(model) / MANIFEST).is_file():
-        if plan is not None:
+        if prepare is not None:
             raise UsageError(f"{model} is compiled already; a pipeline goes with a model")
         return _open_artifact(Path(model))
     program = capture(model)
     if program.info.kind != "causal-lm":
         raise _no_language_model(program.info.name)
-    if plan is not None:
-        steps, machine = plan
-        steps.run(program, PassContext(target=machine, progress=progress))
+    if prepare is not None:
+        prepare(program)
     in_torch = TorchLanguageModel(program)
 
     def logits(tokens: list[int]) -> np.ndarray:
@@ -82,17 +78,9 @@ def _no_language_model(name: str) -> UsageError:
 
 
 def _scorer(logits: Logits, facts: ModelFacts | ModelInfo, tokenizer_json: str | None) -> Scorer:
-    if tokenizer_json is None:
-        raise QCompilerError(
-            f"{facts.name} has no tokenizer; put its tokenizer.json into the model's folder"
-        )
-    tokenizer = Tokenizer.from_str(tokenizer_json)
-    # Some bring a limit along that would cut the text.
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
     return Scorer(
         logits=logits,
-        tokenizer=tokenizer,
+        tokenizer=open_tokenizer(facts.name, tokenizer_json),
         begin_token=facts.begin_token,
         max_context=facts.max_context or 0,
     )

@@ -18,7 +18,6 @@ from qcompiler.calibration import build_calibration, check_calibration, request_
 from qcompiler.core.calibration import Calibration
 from qcompiler.core.errors import QCompilerError, UsageError
 from qcompiler.core.pass_base import Pass, PassContext
-from qcompiler.core.pipeline import Pipeline
 from qcompiler.core.program import Program
 from qcompiler.core.stage import Stage
 from qcompiler.frontend import capture
@@ -350,10 +349,11 @@ class Calibrated(Pass):
 
 
 def test_a_request_is_made_where_a_step_calibrates() -> None:
-    found = request_calibration(Pipeline((Calibrated(),)), "mine", [WORDS], samples=3)
+    found = request_calibration([Calibrated()], [WORDS], samples=3)
     assert found is not None
     assert found.samples == 3
-    assert request_calibration(Pipeline((Calibrated(needed=False),)), "mine") is None
+    assert request_calibration([Calibrated(needed=False)]) is None
+    assert request_calibration([]) is None
 
 
 @pytest.mark.parametrize(
@@ -365,8 +365,15 @@ def test_a_request_is_made_where_a_step_calibrates() -> None:
     ],
 )
 def test_what_would_not_be_used_is_refused(asked: dict[str, Any], what: str) -> None:
-    with pytest.raises(UsageError, match=f"no step of w8a8 runs the model .* the {what} would not"):
-        request_calibration(Pipeline((Calibrated(needed=False),)), "w8a8", **asked)
+    with pytest.raises(UsageError, match=f"no pass of this pipeline runs .* the {what} would not"):
+        request_calibration([Calibrated(needed=False)], **asked)
+
+
+def test_what_cannot_write_text_needs_some() -> None:
+    with pytest.raises(UsageError, match="pass 'calibrated' runs the model on samples, and only a"):
+        request_calibration([Calibrated()], writes=False)
+    assert request_calibration([Calibrated()], [WORDS], writes=False) is not None
+    assert request_calibration([Calibrated(needed=False)], writes=False) is None
 
 
 @pytest.mark.parametrize(
@@ -385,7 +392,7 @@ def test_what_would_not_be_used_is_refused(asked: dict[str, Any], what: str) -> 
 def test_mistakes_are_found_without_the_model(asked: dict[str, Any], message: str) -> None:
     check: list[Callable[..., Any]] = [
         check_calibration,
-        lambda **options: request_calibration(Pipeline((Calibrated(),)), "mine", **options),
+        lambda **options: request_calibration([Calibrated()], **options),
     ]
     for function in check:
         with pytest.raises(UsageError, match=message):
