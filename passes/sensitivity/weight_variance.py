@@ -5,13 +5,12 @@ largest of the weights that share a scale. An operator passes that on multiplied
 inputs are: its sensitivity s, their mean square. The loss of a model is Σ size·s·σ²·c·2^(−2b), and
 for a given mean of bits b̄ it is least where every weight adds as much as any other (reverse
 water-filling; Cover and Thomas, "Elements of Information Theory", 10.3): an operator then has
-b̄ + ½·log₂(s·σ² / geometric mean of s·σ²) bits.
+b̄ + ½·log₂(s·σ² / geometric mean of s·σ²) bits, which is what the allocator "closed-form" gives it.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from statistics import NormalDist
 
 import torch
@@ -95,36 +94,3 @@ def mean_squares(
                 live[index] = part.run(values, weights, tap=tap)
             progress.advance(done, len(parts))
     return {operator: total / counts[operator] for operator, total in sums.items()}
-
-
-def water_filling_bits(
-    energy: Mapping[str, float],
-    size: Mapping[str, int],
-    mean: float,
-    *,
-    least: float = 0.0,
-    most: float = math.inf,
-) -> dict[str, float]:
-    """Return the bits per weight of each operator for which the sum of losses is least.
-
-    energy: s·σ² of each operator; size: its weights; mean: of bits over all weights. Bits are real
-    numbers from `least` to `most`.
-
-    >>> bits = water_filling_bits({"a": 1.0, "b": 16.0}, {"a": 10, "b": 10}, mean=4)
-    >>> {name: round(b, 6) for name, b in bits.items()}
-    {'a': 3.0, 'b': 5.0}
-    """
-    total = sum(size[name] for name in energy)
-    half = {name: 0.5 * math.log2(e) if e > 0 else -math.inf for name, e in energy.items()}
-
-    def bits(level: float) -> dict[str, float]:
-        return {name: min(max(h - level, least), most) for name, h in half.items()}
-
-    # Without bounds this is b̄ + ½·log₂(e / geometric mean); with them the level must be searched.
-    finite = [h for h in half.values() if h > -math.inf] or [0.0]
-    low, high = min(finite) - mean - 64.0, max(finite) - least + 1.0
-    for _ in range(128):
-        level = (low + high) / 2
-        found = sum(b * size[name] for name, b in bits(level).items()) / total
-        low, high = (level, high) if found > mean else (low, level)
-    return bits(high)
