@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -27,10 +27,16 @@ def uniform(problem: Problem, budgets: Mapping[str, float]) -> Solution:
     """
     merged = merge(problem)
     check_budgets(merged, budgets)
-    fitting = [p for p in _uniform_picks(merged) if merged.fits(p, budgets)]
+    fitting = [p for p in _uniform_picks(merged).values() if merged.fits(p, budgets)]
     if not fitting:
         raise ConfigError("no choice fits the budget when all have the same")
     return _solution(merged, min(fitting, key=merged.loss_of))
+
+
+def uniform_plans(problem: Problem) -> dict[str, Solution]:
+    """Return, for each choice that all items can have, the plan of it alone."""
+    merged = merge(problem)
+    return {name: _solution(merged, picks) for name, picks in _uniform_picks(merged).items()}
 
 
 def greedy(problem: Problem, budgets: Mapping[str, float]) -> Solution:
@@ -119,16 +125,16 @@ def _spend(
     return picks
 
 
-def _uniform_picks(merged: Merged) -> Sequence[Picks]:
-    """Return, for each choice that all groups which are free can have, the plan of it alone."""
+def _uniform_picks(merged: Merged) -> dict[str, Picks]:
+    """Return the plan of each choice that all groups which are free can have."""
     possible = merged.possible
     free = possible.sum(axis=1) > 1
     only = np.argmax(possible, axis=1)
-    return [
-        np.where(free, choice, only)
-        for choice in range(possible.shape[1])
+    return {
+        name: np.where(free, choice, only)
+        for choice, name in enumerate(merged.problem.choices)
         if possible[free, choice].all()
-    ]
+    }
 
 
 def _solution(merged: Merged, picks: Picks) -> Solution:

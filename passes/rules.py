@@ -48,13 +48,25 @@ class Rule:
 
 @dataclass
 class Operator:
-    """Everything that reads one weight: a product, a table, or both when they are tied."""
+    """Everything that reads one weight: a product, a table, or both when they are tied.
 
+    `names` are all it may be called, first that of its `entry`, by which facts know it.
+    """
+
+    entry: str
+    shape: tuple[int, int]
     graph_names: list[str]
     names: list[str]
-    k: int
     kinds: set[Kind] = field(default_factory=set)
     obstacle: str | None = None
+
+    @property
+    def name(self) -> str:
+        return self.names[0]
+
+    @property
+    def k(self) -> int:
+        return self.shape[1]
 
 
 def operators(program: Program) -> Iterable[Operator]:
@@ -68,7 +80,8 @@ def operators(program: Program) -> Iterable[Operator]:
         if entry not in found:
             others = [alias for alias, of in weights.aliases.items() if of == entry]
             names = [operator_name(n) for n in (entry, *others)]
-            found[entry] = Operator([], names, k=weights.shape(entry)[1])
+            n, k = weights.shape(entry)
+            found[entry] = Operator(entry, (n, k), [], names)
         operator = found[entry]
         if operator_name(str(node.target)) not in operator.graph_names:
             operator.graph_names.append(operator_name(str(node.target)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qcompiler.core.target import Target
+from qcompiler.core.target import Speeds, Target
 from targets.x86_64_v3 import X86_64_V3
 
 X86_64_V4_VNNI = Target(
@@ -19,4 +19,6 @@ X86_64_V4_VNNI = Target(
     dot="vpdpbusd",
     l2_bytes=1 << 20,
     schemes=("w4a8*", "w8a8*"),
+    # Two cores at 2.5 GHz: one vpdpbusd of 512 bits a cycle, two FMAs where there are two ports.
+    speeds=Speeds(bytes=20e9, int8_ops=2 * 2.5e9 * 128, float_ops=2 * 2.5e9 * 64),
 )

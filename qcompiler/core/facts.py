@@ -99,7 +99,8 @@ class Allocation:
     budgets can be below, `gap` = (loss − bound) / |loss|. `totals` and `budgets` go by the names
     "bits_per_weight" (of the operators that were free to choose), "bytes", "decode_ms" and
     "prefill_ms" (of the whole model). `prices` say how much the loss falls per unit by which a
-    budget grows. `front` are the plans of other budgets that no other plan beats.
+    budget grows. `front` are the plans of other budgets that no other plan beats, `others` what
+    simpler ways to allocate lead to. Losses are `relative` where those of `Sensitivity` are.
     """
 
     plan: Mapping[str, str]
@@ -110,4 +111,5 @@ class Allocation:
     budgets: Mapping[str, float]
     prices: Mapping[str, float]
     front: tuple[PlanPoint, ...] = ()
+    others: tuple[PlanPoint, ...] = ()
     relative: bool = False

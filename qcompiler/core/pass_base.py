@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 from qcompiler.core.calibration import Calibration
-from qcompiler.core.cost import KernelTimer
+from qcompiler.core.cost import KernelTimer, ModelTimer, PackedBytes, unpadded_bytes
 from qcompiler.core.errors import UsageError
 from qcompiler.core.program import Program
 from qcompiler.core.progress import NO_PROGRESS, Progress
@@ -23,14 +24,17 @@ class PassContext:
     `calibration` is there when a step of the pipeline says that it `calibrates`. `max_ram` bounds,
     in bytes, the activations kept in memory; more goes to files. `work` is a folder in which long
     work is kept from one run to the next, so that it can go on where it was stopped; None: nothing
-    is kept. `records` are what passes measured, as JSON, for the report; `seconds` what they
-    measured with a clock, which is no part of the same bytes for the same input.
+    is kept. The timers are there where this machine can run the target's code. `records` are what
+    passes measured, as JSON, for the report; `seconds` what they measured with a clock, which is no
+    part of the same bytes for the same input.
     """
 
     target: Target
     progress: Progress = NO_PROGRESS
     calibration: Calibration | None = None
     kernel_timer: KernelTimer | None = None
+    model_timer: ModelTimer | None = None
+    packed_bytes: PackedBytes = unpadded_bytes
     max_ram: int | None = None
     work: Path | None = None
     notes: dict[str, list[str]] = field(default_factory=dict)
@@ -81,6 +85,13 @@ class Pass(ABC):
     def calibrates(self) -> bool:
         """Whether the pass, with these options, runs the model on calibration samples."""
         return False
+
+    def check_after(self, earlier: Sequence[Pass]) -> None:  # noqa: B027 most have nothing to say
+        """Refuse options that the steps before this one cannot serve; a pipeline asks for it.
+
+        Raises:
+            ConfigError: what this pass is to do, they will not have prepared.
+        """
 
     @abstractmethod
     def run(self, program: Program, context: PassContext) -> None:

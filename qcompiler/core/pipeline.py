@@ -104,6 +104,10 @@ def _check_facts(steps: tuple[Pass, ...]) -> None:
                 f"which {dropped[fact]} drops" if fact in dropped else "which no earlier step adds"
             )
             raise ConfigError(f"{this} needs {fact.__name__}, {why}")
+        try:
+            step.check_after(steps[: number - 1])
+        except ConfigError as error:
+            raise ConfigError(f"{this}: {error}") from None
         if step.keeps is not None:
             dropped |= {fact: this for fact in known - step.keeps}
             known &= step.keeps

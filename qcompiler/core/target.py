@@ -6,6 +6,18 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
+class Speeds:
+    """What a typical machine of a target does at best in a second, for estimates by the roofline.
+
+    `bytes` are read from main memory; operations count a multiplication and an addition each.
+    """
+
+    bytes: float
+    int8_ops: float
+    float_ops: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Target:
     """What code generation and cost formulas know of a machine.
 
@@ -24,6 +36,7 @@ class Target:
     l2_bytes: int
     schemes: tuple[str, ...]
     """Schemes with kernels of their own, as patterns: w4a8*, w8a8*."""
+    speeds: Speeds | None = None
 
     @property
     def lanes(self) -> int:

@@ -12,6 +12,8 @@ import pytest
 import torch
 
 from passes import PASSES
+from passes.allocate_bits import AllocateBits
+from passes.bit_choices import Budget
 from passes.set_bits import Rule, SetBits
 from qcompiler.core.calibration import Calibration
 from qcompiler.core.instruments import CheckShapes, Drift, probe_tokens
@@ -26,7 +28,10 @@ from targets import TARGETS
 CALIBRATION = Calibration(
     samples=tuple((torch.arange(i, i + 16) * 7 % 40,) for i in range(8)), source="a test"
 )
-EXAMPLES = {"set-bits": SetBits(rules=(Rule(scheme="w4a8g32"),))}
+EXAMPLES: dict[str, Pass] = {
+    "set-bits": SetBits(rules=(Rule(scheme="w4a8g32"),)),
+    "allocate-bits": AllocateBits(budget=Budget(bits_per_weight=4.5)),
+}
 """Passes with options that have no default."""
 
 
