@@ -20,6 +20,7 @@ from typing import Annotated
 import typer
 
 import qcompiler
+from qcompiler.commands.calibration import CalibrationOptions
 from qcompiler.core.errors import QCompilerError, UsageError
 from qcompiler.extras import explain
 
@@ -35,6 +36,27 @@ Artifact = Annotated[Path, typer.Argument(metavar="OUT", help="The artifact, a f
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads; all cores if not given.")]
+CalibrationFiles = Annotated[
+    list[Path] | None,
+    typer.Option(
+        metavar="FILE",
+        help="Text to run the model on, for pipelines that do; the model's own if not given. "
+        "Given again: several texts.",
+    ),
+]
+Samples = Annotated[
+    int | None, typer.Option(min=1, help="Pieces of that text; 128, or 64 of the model's own.")
+]
+SequenceLength = Annotated[
+    int | None, typer.Option(min=2, help="Tokens in each; 512, or 256 of the model's own.")
+]
+Seed = Annotated[int, typer.Option(min=0, help="Decides which pieces, and what it writes.")]
+MaxRam = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE", help="Activations to keep in memory, such as 2G; more goes to files."
+    ),
+]
 
 # Failures of the machine, not of the program: their own message says what to do.
 _MACHINE_ERRORS = {
@@ -82,6 +104,11 @@ def _compile(
     context: Annotated[
         int | None, typer.Option(min=1, help="Tokens that fit in at once; the model's own limit.")
     ] = None,
+    calibration: CalibrationFiles = None,
+    samples: Samples = None,
+    sequence_length: SequenceLength = None,
+    seed: Seed = 0,
+    max_ram: MaxRam = None,
     dump: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Write the program after every pass to this folder."),
@@ -98,6 +125,13 @@ def _compile(
         pipeline=pipeline,
         settings=tuple(settings or ()),
         context=context,
+        calibration=CalibrationOptions(
+            files=tuple(calibration or ()),
+            samples=samples,
+            sequence_length=sequence_length,
+            seed=seed,
+            max_ram=max_ram,
+        ),
         dump=dump,
         quiet=quiet,
     )
@@ -178,6 +212,11 @@ def _evaluate(
     window: Annotated[
         int | None, typer.Option(min=2, help="Tokens the model sees at once; 512 if not given.")
     ] = None,
+    calibration: CalibrationFiles = None,
+    samples: Samples = None,
+    sequence_length: SequenceLength = None,
+    seed: Seed = 0,
+    max_ram: MaxRam = None,
     as_json: Json = False,
     intervals: Annotated[
         bool,
@@ -196,6 +235,13 @@ def _evaluate(
         reference_pipeline=reference_pipeline,
         tokens=tokens,
         window=window,
+        calibration=CalibrationOptions(
+            files=tuple(calibration or ()),
+            samples=samples,
+            sequence_length=sequence_length,
+            seed=seed,
+            max_ram=max_ram,
+        ),
         as_json=as_json,
         intervals=intervals,
         quiet=quiet,

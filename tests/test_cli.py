@@ -226,6 +226,15 @@ def test_a_closed_pipe_ends_quietly() -> None:
 # --- what each command passes on and prints ----------------------------------------------------
 
 
+NO_CALIBRATION = {
+    "calibration": None,
+    "samples": None,
+    "sequence_length": None,
+    "seed": 0,
+    "max_ram": None,
+}
+
+
 def test_compile_passes_its_options_on(
     api: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -275,7 +284,56 @@ def test_compile_passes_its_options_on(
         "settings": ('set-bits.rules=[{pattern="*",scheme="w8a8"}]', "legalize.widen=true"),
         "context": 512,
         "dump": tmp_path / "dump",
+        **NO_CALIBRATION,
     }
+
+
+def test_calibration_is_passed_on(api: ModuleType, tmp_path: Path) -> None:
+    seen: dict[str, Any] = {}
+
+    def fake(model: str, **options: Any) -> None:
+        seen.update(options)
+        options["output"].mkdir()
+
+    api.compile = fake  # type: ignore[attr-defined]
+    files = [tmp_path / "one.txt", tmp_path / "two.txt"]
+    for file in files:
+        file.write_text("a few words " * 100)
+    arguments = ["compile", "m", "-o", str(tmp_path / "o"), "--pipeline", "w4a8-gptq", "--quiet"]
+    arguments += [part for file in files for part in ("--calibration", str(file))]
+    arguments += ["--samples", "7", "--sequence-length", "64", "--seed", "5", "--max-ram", "2G"]
+    assert cli.main(arguments) == 0
+    assert {name: seen[name] for name in NO_CALIBRATION} == {
+        "calibration": tuple(files),
+        "samples": 7,
+        "sequence_length": 64,
+        "seed": 5,
+        "max_ram": 2 * 10**9,
+    }
+
+
+@pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left")])
+def test_an_interrupted_compilation_says_that_it_can_go_on(
+    kept: bool,
+    error: BaseException,
+    api: ModuleType,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    work = tmp_path / ".out.qc.work"
+    work.mkdir()
+
+    def fake(model: str, **options: Any) -> None:
+        if kept:
+            (work / "block-0").touch()
+        raise error
+
+    api.compile = fake  # type: ignore[attr-defined]
+    assert cli.main(["compile", "m", "-o", str(tmp_path / "out.qc")]) in (1, 130)
+    shown = capsys.readouterr().err
+    sentence = f"finished blocks are kept in {work}; the same command goes on from there\n"
+    assert (sentence in shown) == kept
 
 
 def test_compile_takes_the_target_of_the_pipeline(api: ModuleType, tmp_path: Path) -> None:
@@ -301,6 +359,10 @@ def test_compile_takes_the_target_of_the_pipeline(api: ModuleType, tmp_path: Pat
         (["--target", "x86-64-v5"], "unknown target 'x86-64-v5'; did you mean 'x86-64-v", 2),
         (["--set", "quantize-rnt.x=1"], "unknown pass 'quantize-rnt'; did you mean 'quantize-", 2),
         (["--set", "nonsense"], "write PASS.OPTION=VALUE", 2),
+        (["--calibration", "no/text.txt"], "there is no text file no/text.txt", 2),
+        (["--max-ram", "much"], "--max-ram much: write a size such as 2G or 512M", 2),
+        (["--samples", "0"], "Invalid value for '--samples'", 2),
+        (["--seed", "-1"], "Invalid value for '--seed'", 2),
         (["-o", "/no/such/folder/out"], "the folder /no/such/folder does not exist", 1),
     ],
 )
@@ -315,6 +377,16 @@ def test_compile_finds_mistakes_before_it_loads_anything(
     monkeypatch.setitem(sys.modules, "qcompiler.api", None)
     assert cli.main(["compile", "m", "-o", str(tmp_path / "out"), *options]) == status
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["compile", "evaluate"])
+def test_samples_that_no_pass_asks_for_are_refused(
+    command: str, tmp_path: Path, api: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "text").write_text("a text")
+    other = ["-o", "out"] if command == "compile" else ["--text", str(tmp_path / "text")]
+    assert cli.main([command, "m", *other, "--samples", "3"]) == 2
+    assert "no pass of this pipeline runs the model on samples" in capsys.readouterr().err
 
 
 def test_compile_leaves_what_is_no_artifact(
@@ -384,6 +456,7 @@ def test_evaluate_json_has_exactly_these_keys(
         "reference_pipeline": None,
         "tokens": 64,
         "window": 32,
+        **NO_CALIBRATION,
     }
 
 

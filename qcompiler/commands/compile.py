@@ -8,14 +8,17 @@ from pathlib import Path
 
 import qcompiler
 from codegen.linker import find_linker
-from qcompiler.commands.output import print_table
+from qcompiler.commands.calibration import CalibrationOptions
+from qcompiler.commands.output import print_table, say
 from qcompiler.commands.progress import watch
 from qcompiler.core.artifact import check_destination
+from qcompiler.core.errors import QCompilerError
 from qcompiler.packaged import check_found
 from qcompiler.presets import find_pipeline
 from qcompiler.report.content import read_report
 from qcompiler.report.figures import duration, human_bytes
 from qcompiler.report.headline import bits_per_weight, longest_steps
+from qcompiler.work_folder import has_work, work_folder
 from targets import NATIVE, find
 
 
@@ -27,6 +30,7 @@ def compile_model(
     pipeline: str,
     settings: tuple[str, ...],
     context: int | None,
+    calibration: CalibrationOptions,
     dump: Path | None,
     quiet: bool,
 ) -> None:
@@ -36,23 +40,32 @@ def compile_model(
     plan = find_pipeline(pipeline).with_settings(settings)
     machine = find(target or plan.target or NATIVE)
     check_destination(output)
+    calibration.check()
     check_found(model)
     find_linker()
     # … and what is wrong with options of passes, which are written in it, before TVM is loaded.
     from qcompiler.planning import plan_request
 
-    plan_request(pipeline, target, settings)
-    with watch(quiet=quiet) as progress:
-        qcompiler.compile(
-            model,
-            output=output,
-            target=machine.name,
-            pipeline=pipeline,
-            settings=settings,
-            context=context,
-            progress=progress,
-            dump=dump,
-        )
+    steps, _ = plan_request(pipeline, target, settings)
+    calibration.check_against(steps.steps)
+    try:
+        with watch(quiet=quiet) as progress:
+            qcompiler.compile(
+                model,
+                output=output,
+                target=machine.name,
+                pipeline=pipeline,
+                settings=settings,
+                context=context,
+                progress=progress,
+                dump=dump,
+                **calibration.keywords(),
+            )
+    except BaseException as error:
+        work = work_folder(output)
+        if has_work(work) and not isinstance(error, QCompilerError):
+            say(f"finished blocks are kept in {work}; the same command goes on from there")
+        raise
     if not quiet:
         summarise(output, machine.name, time.monotonic() - start)
     print(output)

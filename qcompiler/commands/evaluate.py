@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import qcompiler
+from qcompiler.commands.calibration import CalibrationOptions
 from qcompiler.commands.output import print_json, print_table
 from qcompiler.commands.progress import watch
 from qcompiler.core.errors import UsageError
@@ -27,6 +28,7 @@ def evaluate(
     reference_pipeline: str | None,
     tokens: int | None,
     window: int | None,
+    calibration: CalibrationOptions,
     as_json: bool,
     intervals: bool,
     quiet: bool,
@@ -43,11 +45,12 @@ def evaluate(
     pipelines = [name for name in (pipeline, reference_pipeline) if name is not None]
     for name in pipelines:
         find_pipeline(name)
-    if pipelines:
+    calibration.check()
+    if pipelines or calibration != CalibrationOptions():
         from qcompiler.planning import plan_request
 
-        for name in pipelines:
-            plan_request(name)
+        plans = [plan_request(name)[0] for name in pipelines]
+        calibration.check_against([step for plan in plans for step in plan.steps])
     with watch(quiet=quiet) as progress:
         found = qcompiler.evaluate(
             model,
@@ -58,6 +61,7 @@ def evaluate(
             tokens=tokens,
             window=window,
             progress=progress,
+            **calibration.keywords(),
         )
     if as_json:
         print_json(as_object(found, intervals=intervals or len(contents) > 1))
