@@ -16,8 +16,8 @@ import numpy as np
 
 from qcompiler.core.errors import UsageError
 from qcompiler.core.progress import NO_PROGRESS, Progress
-from qcompiler.token_scores import TokenScores, score_tokens
-from qcompiler.uncertainty import estimate
+from qcompiler.token_scores import Reference, TokenScores, score_tokens
+from qcompiler.uncertainty import Estimate, estimate
 
 Logits = Callable[[list[int]], np.ndarray]
 """Tokens to float32 logits [len(tokens), vocab], the model starting afresh each time."""
@@ -97,9 +97,8 @@ def evaluate(
             scores[name].append(score_tokens(model(read)[:-1], np.asarray(read[1:]), expected))
             done += 1
             progress.advance(done, total)
-    pooled = [one for found in scores.values() for one in found]
-    each = {name: _summarise(found) for name, found in scores.items()} if len(scores) > 1 else {}
-    return _summarise(pooled, each)
+    each = {name: _summarise([found]) for name, found in scores.items()} if len(scores) > 1 else {}
+    return _summarise(list(scores.values()), each)
 
 
 def _windows(name: str, tokens: Sequence[int], window: int) -> list[Sequence[int]]:
@@ -113,12 +112,13 @@ def _windows(name: str, tokens: Sequence[int], window: int) -> list[Sequence[int
 
 
 def _summarise(
-    windows: Sequence[TokenScores], texts: dict[str, Evaluation] | None = None
+    texts: Sequence[Sequence[TokenScores]], each: dict[str, Evaluation] | None = None
 ) -> Evaluation:
-    """Return the means over all tokens of the windows."""
-    nll = estimate([window.nll for window in windows])
-    scores = TokenScores.concatenate(windows)
+    """Return the means over all tokens of the texts, each given as its windows."""
+    nll = estimate([[window.nll for window in text] for text in texts])
+    scores = TokenScores.concatenate([window for text in texts for window in text])
     low, high = nll.interval
+    beside = scores.reference
     return Evaluation(
         nll=nll.mean,
         nll_error=nll.error,
@@ -127,23 +127,24 @@ def _summarise(
         perplexity_interval=(_exp(low), _exp(high)),
         tokens=len(scores),
         blocks=nll.blocks,
-        kl=None if scores.kl is None else float(scores.kl.mean()),
-        top1_agreement=None if scores.agreed is None else float(scores.agreed.mean()),
-        comparison=_compare(windows),
-        texts=texts or {},
+        kl=None if beside is None else float(beside.kl.mean()),
+        top1_agreement=None if beside is None else float(beside.agreed.mean()),
+        comparison=_compare(texts),
+        texts=each or {},
     )
 
 
-def _compare(windows: Sequence[TokenScores]) -> Comparison | None:
-    pairs = [
-        (window.nll - window.reference_nll, window.kl)
-        for window in windows
-        if window.reference_nll is not None and window.kl is not None
-    ]
-    if not pairs:
+def _compare(texts: Sequence[Sequence[TokenScores]]) -> Comparison | None:
+    if any(window.reference is None for text in texts for window in text):
         return None
-    rise = estimate([difference for difference, _ in pairs])
-    reference_nll = estimate([w.reference_nll for w in windows if w.reference_nll is not None]).mean
+
+    def over(values: Callable[[TokenScores, Reference], np.ndarray]) -> Estimate:
+        return estimate(
+            [[values(w, w.reference) for w in text if w.reference is not None] for text in texts]
+        )
+
+    rise = over(lambda model, reference: model.nll - reference.nll)
+    reference_nll = over(lambda _, reference: reference.nll).mean
     low, high = rise.interval
     return Comparison(
         nll_difference=rise.mean,
@@ -151,7 +152,7 @@ def _compare(windows: Sequence[TokenScores]) -> Comparison | None:
         interval=rise.interval,
         reference_nll=reference_nll,
         reference_perplexity=_exp(reference_nll),
-        kl_interval=estimate([kl for _, kl in pairs]).interval,
+        kl_interval=over(lambda _, reference: reference.kl).interval,
         verdict="more than noise" if low > 0 or high < 0 else "within noise",
     )
 

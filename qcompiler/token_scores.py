@@ -19,34 +19,42 @@ CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenScores:
-    """Figures of t tokens in a row, in nats; those of the reference are None without one.
+class Reference:
+    """Figures of a reference on the same t tokens.
 
-    `nll` is the negative log-likelihood, `kl` the divergence of the model's prediction from the
-    reference's, `agreed` whether both put the same token first.
+    `kl` is the divergence of the model's prediction from the reference's, `agreed` whether both put
+    the same token first.
     """
 
     nll: np.ndarray
-    reference_nll: np.ndarray | None = None
-    kl: np.ndarray | None = None
-    agreed: np.ndarray | None = None
+    kl: np.ndarray
+    agreed: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenScores:
+    """Negative log-likelihoods of t tokens in a row, in nats, beside a reference's or alone."""
+
+    nll: np.ndarray
+    reference: Reference | None = None
 
     def __len__(self) -> int:
         return len(self.nll)
 
     @staticmethod
     def concatenate(parts: Sequence[TokenScores]) -> TokenScores:
-        """Put scores of consecutive tokens together."""
-
-        def join(name: str) -> np.ndarray | None:
-            arrays = [getattr(part, name) for part in parts]
-            return None if arrays[0] is None else np.concatenate(arrays)
-
+        """Put scores of consecutive tokens together: all with a reference, or none."""
+        nll = np.concatenate([part.nll for part in parts])
+        beside = [part.reference for part in parts if part.reference is not None]
+        if not beside:
+            return TokenScores(nll=nll)
         return TokenScores(
-            nll=np.concatenate([part.nll for part in parts]),
-            reference_nll=join("reference_nll"),
-            kl=join("kl"),
-            agreed=join("agreed"),
+            nll=nll,
+            reference=Reference(
+                nll=np.concatenate([one.nll for one in beside]),
+                kl=np.concatenate([one.kl for one in beside]),
+                agreed=np.concatenate([one.agreed for one in beside]),
+            ),
         )
 
 
@@ -86,9 +94,11 @@ def _score_chunk(
     mean = np.einsum("tv,tv->t", work, apart) / np.exp(other.log_weight)
     return TokenScores(
         nll=nll,
-        reference_nll=other.largest + other.log_weight - q[index, wanted],
-        kl=mean - other.log_weight + model.log_weight,
-        agreed=model.first == other.first,
+        reference=Reference(
+            nll=other.largest + other.log_weight - q[index, wanted],
+            kl=mean - other.log_weight + model.log_weight,
+            agreed=model.first == other.first,
+        ),
     )
 
 
