@@ -15,6 +15,7 @@ from passes.measure_hessian import MeasureHessian
 from passes.measure_sensitivity import MeasureSensitivity
 from passes.quantize_gptq import QuantizeGptq
 from passes.quantize_rtn import QuantizeRtn
+from passes.quantize_signround import QuantizeSignround
 from passes.set_bits import SetBits
 from qcompiler.core.pass_base import Pass
 
@@ -27,6 +28,7 @@ PASSES: tuple[type[Pass], ...] = (
     SetBits,
     QuantizeRtn,
     QuantizeGptq,
+    QuantizeSignround,
     FuseQkv,
     FuseGateUp,
     FuseEpilogue,

@@ -31,6 +31,9 @@ Weights = Callable[[str], torch.Tensor]
 Tap = Callable[[str, torch.Tensor], None]
 """Called with each product's operator name and input [..., k], as the product sees it."""
 
+Requantized = dict[tuple[Any, TensorFormat | None], torch.Tensor]
+"""What products have read so far, by node and format, so that several share it."""
+
 TABLES = frozenset({ops.embedding, ops.quantized_embedding})
 
 
@@ -80,9 +83,10 @@ class Segment:
         `values` is left as it is. Caches start empty, and are forgotten.
         """
         env: dict[str, Any] = dict(values)
+        requantized: Requantized = {}
         for place, node in enumerate(self.nodes, start=self.begin):
             self.order.provide_caches(node, env)
-            env[node.name] = _call(node, env, weights, schemes or {}, tap)
+            env[node.name] = _call(node, env, weights, schemes or {}, tap, requantized)
             for name in self.order.dead_after[place]:
                 env.pop(name, None)
         return env
@@ -206,6 +210,7 @@ def _call(
     weights: Weights,
     schemes: Mapping[str, QuantScheme],
     tap: Tap | None,
+    requantized: Requantized,
 ) -> Any:
     args, kwargs = arguments(node, env, weights)
     weight = weight_of(node) if node.target in LINEARS else None
@@ -213,7 +218,10 @@ def _call(
         return evaluate(node, args, kwargs)
     name = operator_name(weight)
     if name in schemes:
-        args[0] = as_quantized(args[0], schemes[name].activation)
+        key = (node.args[0], schemes[name].activation)
+        if key not in requantized:
+            requantized[key] = as_quantized(args[0], schemes[name].activation)
+        args[0] = requantized[key]
     if tap is not None:
         tap(name, args[0])
     return ops.linear(*args, **kwargs)
