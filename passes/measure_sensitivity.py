@@ -49,6 +49,7 @@ class MeasureSensitivity(Pass):
     accepts: ClassVar[frozenset[Stage]] = frozenset({Stage.FLOAT, Stage.PLANNED})
     adds: ClassVar[frozenset[type[Any]]] = frozenset({Sensitivity})
     keeps: ClassVar[frozenset[type[Any]] | None] = None
+    saved: ClassVar[bool] = True
 
     metric: Metric = "fisher"
     choices: tuple[str, ...] = ("w4a8g64", "w4a8g32", "w8a8g32")

@@ -13,7 +13,7 @@ from importlib.machinery import PathFinder
 
 TYPE_CHECKING = False  # as in typing, whose import takes as long as all the rest here
 if TYPE_CHECKING:
-    from qcompiler.api import compile, evaluate
+    from qcompiler.api import compile, evaluate, plan
     from qcompiler.benchmark import bench
     from qcompiler.core.errors import (
         ArtifactError,
@@ -33,6 +33,7 @@ _HOMES = {
     "compile": "qcompiler.api",
     "evaluate": "qcompiler.api",
     "load": "qcompiler.runtime",
+    "plan": "qcompiler.api",
     "ArtifactError": "qcompiler.core.errors",
     "CaptureError": "qcompiler.core.errors",
     "ConfigError": "qcompiler.core.errors",
@@ -55,6 +56,7 @@ __all__ = [
     "compile",
     "evaluate",
     "load",
+    "plan",
 ]
 
 

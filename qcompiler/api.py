@@ -17,6 +17,7 @@ from torch.export import ExportedProgram
 from codegen.interrupt import interruptible
 from codegen.linker import find_linker
 from codegen.lower import lower
+from qcompiler.allocation_plan import BitPlan, describe_plan, until_allocated
 from qcompiler.assembly import assemble, check_scratch
 from qcompiler.benchmark import BenchResult, bench
 from qcompiler.calibration import CalibrationRequest, request_calibration
@@ -32,6 +33,7 @@ from qcompiler.core.target import Target
 from qcompiler.evaluation import WINDOW, Evaluation
 from qcompiler.evaluation import evaluate as evaluate_logits
 from qcompiler.frontend import capture
+from qcompiler.machine_costs import cost_services
 from qcompiler.packaged import check_found
 from qcompiler.planning import plan_request
 from qcompiler.report.content import SCHEMA
@@ -40,7 +42,17 @@ from qcompiler.runtime import CompiledModule, LanguageModel, load
 from qcompiler.scorer import open_scorer
 from qcompiler.work_folder import work_folder
 
-__all__ = ["Artifact", "BenchResult", "Evaluation", "bench", "compile", "evaluate", "load"]
+__all__ = [
+    "Artifact",
+    "BenchResult",
+    "BitPlan",
+    "Evaluation",
+    "bench",
+    "compile",
+    "evaluate",
+    "load",
+    "plan",
+]
 
 Model = str | Path | nn.Module | ExportedProgram
 
@@ -129,10 +141,11 @@ def compile(
             program = capture(
                 model, example_inputs=example_inputs, dynamic_shapes=dynamic_shapes, context=context
             )
-        pass_context = PassContext(target=machine, progress=progress, max_ram=max_ram, work=work)
+        pass_context = _context(machine, progress, max_ram, work=work)
         _calibrate(program, pass_context, request)
-        steps.run(program, pass_context, instruments)
         with interruptible():
+            # Passes may time kernels.
+            steps.run(program, pass_context, instruments)
             with progress.step("lower"):
                 lowered = lower(program, machine)
             with progress.step("build"):
@@ -155,6 +168,50 @@ def compile(
         # From here on the temporary folder, if there is one, goes with the artifact.
         weakref.finalize(artifact, cleanup.pop_all().close)
     return artifact
+
+
+def plan(
+    model: Model,
+    *,
+    target: str | None = None,
+    pipeline: str | Path = "balanced",
+    settings: Sequence[str] = (),
+    example_inputs: tuple[Any, ...] | None = None,
+    dynamic_shapes: Any = None,
+    calibration: CalibrationData | None = None,
+    samples: int | None = None,
+    sequence_length: int | None = None,
+    seed: int = 0,
+    max_ram: int | None = None,
+    progress: Progress | None = None,
+) -> BitPlan:
+    """Say how a pipeline with `allocate-bits` would share bits out, and what that would do.
+
+    The arguments are those of `compile`. Nothing is quantised. What is measured is kept in the
+    user's cache, for the next budget and for `compile`.
+
+    Raises:
+        QCompilerError: what cannot be done, in one sentence.
+    """
+    progress = progress or NO_PROGRESS
+    steps, machine = plan_request(pipeline, target, settings)
+    steps = until_allocated(steps, str(pipeline))
+    request = request_calibration(
+        steps.steps,
+        calibration,
+        samples=samples,
+        sequence_length=sequence_length,
+        seed=seed,
+        writes=_may_write(model, example_inputs),
+    )
+    check_max_ram(max_ram)
+    with progress.step("capture"):
+        program = capture(model, example_inputs=example_inputs, dynamic_shapes=dynamic_shapes)
+    context = _context(machine, progress, max_ram)
+    _calibrate(program, context, request)
+    with interruptible():
+        steps.run(program, context)
+    return describe_plan(program, machine.name, context.notes)
 
 
 def evaluate(
@@ -239,6 +296,20 @@ def _may_write(model: Model, example_inputs: object) -> bool:
     return example_inputs is None and not isinstance(model, ExportedProgram)
 
 
+def _context(
+    machine: Target, progress: Progress, max_ram: int | None, *, work: Path | None = None
+) -> PassContext:
+    """Wire what passes may need from elsewhere."""
+    return PassContext(
+        target=machine,
+        progress=progress,
+        max_ram=max_ram,
+        work=work,
+        reuse=True,
+        **cost_services(machine),
+    )
+
+
 def _calibrate(program: Program, context: PassContext, request: CalibrationRequest | None) -> None:
     """Give a context the samples that were asked for."""
     if request is None:
@@ -262,7 +333,7 @@ def _prepare(
     steps, machine = plan
 
     def run(program: Program) -> None:
-        context = PassContext(target=machine, progress=progress, max_ram=max_ram)
+        context = _context(machine, progress, max_ram)
         if any(step.calibrates for step in steps.steps):
             _calibrate(program, context, request)
         steps.run(program, context)

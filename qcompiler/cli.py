@@ -51,6 +51,15 @@ SequenceLength = Annotated[
     int | None, typer.Option(min=2, help="Tokens in each; 512, or 256 of the model's own.")
 ]
 Seed = Annotated[int, typer.Option(min=0, help="Decides which pieces, and what it writes.")]
+Budgets = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--budget",
+        metavar="NAME=NUMBER",
+        help="In the place of the pipeline's: bits_per_weight, bytes, decode_ms or prefill_ms. "
+        "Given again: all of them hold.",
+    ),
+]
 MaxRam = Annotated[
     str | None,
     typer.Option(
@@ -101,6 +110,7 @@ def _compile(
         list[str] | None,
         typer.Option("--set", metavar="PASS.OPTION=VALUE", help="Set an option of a pass."),
     ] = None,
+    budgets: Budgets = None,
     context: Annotated[
         int | None, typer.Option(min=1, help="Tokens that fit in at once; the model's own limit.")
     ] = None,
@@ -124,6 +134,7 @@ def _compile(
         target=target,
         pipeline=pipeline,
         settings=tuple(settings or ()),
+        budgets=tuple(budgets or ()),
         context=context,
         calibration=CalibrationOptions(
             files=tuple(calibration or ()),
@@ -133,6 +144,61 @@ def _compile(
             max_ram=max_ram,
         ),
         dump=dump,
+        quiet=quiet,
+    )
+
+
+@app.command("plan")
+def _plan(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="A Hugging Face folder, a GGUF file, or a packaged model such as smollm2-135m.",
+        ),
+    ],
+    budgets: Budgets = None,
+    target: Annotated[
+        str | None,
+        typer.Option(help="The machine it is for; the pipeline's, or native, if not given."),
+    ] = None,
+    pipeline: Annotated[
+        str, typer.Option(metavar="NAME|FILE.toml", help="One that shares bits out.")
+    ] = "balanced",
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="PASS.OPTION=VALUE", help="Set an option of a pass."),
+    ] = None,
+    calibration: CalibrationFiles = None,
+    samples: Samples = None,
+    sequence_length: SequenceLength = None,
+    seed: Seed = 0,
+    max_ram: MaxRam = None,
+    picture: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Draw the front to this file, .svg or .png."),
+    ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Show what budgets lead to: size, speed and predicted loss, before anything is quantised."""
+    from qcompiler.commands.plan import plan
+
+    plan(
+        model,
+        target=target,
+        pipeline=pipeline,
+        settings=tuple(settings or ()),
+        budgets=tuple(budgets or ()),
+        calibration=CalibrationOptions(
+            files=tuple(calibration or ()),
+            samples=samples,
+            sequence_length=sequence_length,
+            seed=seed,
+            max_ram=max_ram,
+        ),
+        picture=picture,
+        as_json=as_json,
         quiet=quiet,
     )
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import qcompiler
 from codegen.linker import find_linker
+from qcompiler.budgets import budget_settings
 from qcompiler.commands.calibration import CalibrationOptions
 from qcompiler.commands.output import print_table, say
 from qcompiler.commands.progress import watch
@@ -29,6 +30,7 @@ def compile_model(
     target: str | None,
     pipeline: str,
     settings: tuple[str, ...],
+    budgets: tuple[str, ...],
     context: int | None,
     calibration: CalibrationOptions,
     dump: Path | None,
@@ -37,7 +39,10 @@ def compile_model(
     """Compile `model` into the folder `output`, and say where it is and how large."""
     start = time.monotonic()
     # What is wrong with the request should show before seconds are spent on loading torch …
-    plan = find_pipeline(pipeline).with_settings(settings)
+    written = find_pipeline(pipeline)
+    if budgets:
+        settings = (*settings, *budget_settings(written, budgets))
+    plan = written.with_settings(settings)
     machine = find(target or plan.target or NATIVE)
     check_destination(output)
     calibration.check()

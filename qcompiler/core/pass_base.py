@@ -26,7 +26,8 @@ class PassContext:
     work is kept from one run to the next, so that it can go on where it was stopped; None: nothing
     is kept. The timers are there where this machine can run the target's code. `records` are what
     passes measured, as JSON, for the report; `seconds` what they measured with a clock, which is no
-    part of the same bytes for the same input.
+    part of the same bytes for the same input. `reuse` allows what was measured in an earlier run,
+    in the same circumstances, to be taken from the user's cache.
     """
 
     target: Target
@@ -37,6 +38,7 @@ class PassContext:
     packed_bytes: PackedBytes = unpadded_bytes
     max_ram: int | None = None
     work: Path | None = None
+    reuse: bool = False
     notes: dict[str, list[str]] = field(default_factory=dict)
     records: dict[str, dict[str, Any]] = field(default_factory=dict)
     seconds: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -70,8 +72,9 @@ class Pass(ABC):
 
     `accepts` are the stages it can start from and `yields` the stage it leaves (None: the same).
     `needs` are facts it reads; `keeps` are facts that stay true after it (a measuring pass keeps
-    all). A pass changes the program in place; running the same pass on the same program gives the
-    same result.
+    all). `saved` is said of a measuring pass whose facts, which JSON can say, are worth keeping for
+    a later run. A pass changes the program in place; running the same pass on the same program
+    gives the same result.
     """
 
     name: ClassVar[str]
@@ -80,6 +83,7 @@ class Pass(ABC):
     needs: ClassVar[frozenset[type[Any]]] = frozenset()
     adds: ClassVar[frozenset[type[Any]]] = frozenset()
     keeps: ClassVar[frozenset[type[Any]] | None] = frozenset()
+    saved: ClassVar[bool] = False
 
     @property
     def calibrates(self) -> bool:

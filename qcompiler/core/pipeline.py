@@ -13,6 +13,7 @@ from qcompiler.core.instruments import Instrument
 from qcompiler.core.options import build_pass, pass_table, spec
 from qcompiler.core.pass_base import Pass, PassContext
 from qcompiler.core.program import Program
+from qcompiler.core.saved_facts import run_or_recall
 from qcompiler.core.stage import Stage
 from qcompiler.core.verify import verify
 
@@ -68,7 +69,10 @@ class Pipeline:
 
 
 def _run_step(step: Pass, program: Program, context: PassContext) -> None:
-    step.run(program, context)
+    if step.saved and context.reuse:
+        run_or_recall(step, program, context)
+    else:
+        step.run(program, context)
     if step.yields is not None:
         program.stage = step.yields
     lacking = [fact.__name__ for fact in step.adds if fact not in program.facts]

@@ -1,0 +1,72 @@
+"""Facts that took long to measure, kept from one run to the next under a hash of their causes."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qcompiler.core.cache import read_cached, write_cached
+from qcompiler.core.options import spec
+from qcompiler.core.pass_base import Pass, PassContext
+from qcompiler.core.printer import print_program
+from qcompiler.core.program import Program
+from qcompiler.core.qtensor import QuantizedTensor
+
+
+def run_or_recall(step: Pass, program: Program, context: PassContext) -> None:
+    """Run a measuring pass, or take from the cache what it found in the same circumstances.
+
+    These are the graph, the weights, the samples, the options, the target, and the pass's code. The
+    facts it adds must be dataclasses of what JSON can say.
+    """
+    key = f"facts/{_digest(step, program, context)}.json"
+    if (found := read_cached(key)) is not None:
+        kept = json.loads(found)
+        for kind in step.adds:
+            program.facts[kind] = kind(**kept["facts"][kind.__name__])
+        context.records |= {step.name: kept["records"]}
+        context.notes |= {step.name: kept["notes"]} if kept["notes"] else {}
+        return
+    step.run(program, context)
+    kept = {
+        "facts": {kind.__name__: dataclasses.asdict(program.facts[kind]) for kind in step.adds},
+        "records": context.records.get(step.name, {}),
+        "notes": context.notes.get(step.name, []),
+    }
+    write_cached(key, json.dumps(kept).encode())
+
+
+def _digest(step: Pass, program: Program, context: PassContext) -> str:
+    digest = hashlib.sha256()
+    said = [spec(step), context.target.name, str(program.stage), torch.__version__]
+    digest.update(json.dumps(said, sort_keys=True).encode())
+    digest.update(print_program(program).encode())
+    if step.calibrates and context.calibration is not None:
+        digest.update(context.calibration.digest.encode())
+    for file in _sources(type(step)):
+        digest.update(file.read_bytes())
+    for name in program.weights:
+        digest.update(name.encode())
+        weight = program.weights.get(name)
+        parts = [weight]
+        if isinstance(weight, QuantizedTensor):
+            zero = [] if weight.zero_point is None else [weight.zero_point]
+            parts = [weight.codes, weight.scale, *zero]
+        for part in parts:
+            assert isinstance(part, torch.Tensor)
+            digest.update(part.contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def _sources(kind: type[Any]) -> Iterator[Path]:
+    """Yield the source files of the package that a pass is from."""
+    module = sys.modules[kind.__module__]
+    file = Path(str(module.__file__))
+    yield from sorted(file.parent.rglob("*.py")) if "." in kind.__module__ else [file]
