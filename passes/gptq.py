@@ -48,8 +48,8 @@ class GptqSettings:
     order: Order = "group"
     scales: ScaleTime = "running"
     search: ScaleSearch = "hessian"
-    damping: float = 0.01
-    sweeps: int = 4
+    damping: float = 0.05
+    sweeps: int = 2
     precision: Literal["float32", "float64"] = "float32"
 
     def __post_init__(self) -> None:
@@ -57,7 +57,7 @@ class GptqSettings:
             raise ConfigError(f"blocks of {self.block} columns are none; use 1 or more")
         if not 0 <= self.damping <= MOST_DAMPING:
             raise ConfigError(
-                f"damping {self.damping} is not between 0 and {MOST_DAMPING:g}; 0.01 is usual"
+                f"damping {self.damping} is not between 0 and {MOST_DAMPING:g}; 0.05 is usual"
             )
         if self.order == "activation" and self.scales == "running":
             raise ConfigError(

@@ -11,11 +11,12 @@ from torch import fx
 
 from passes.activations import Activations
 from passes.block_loop import BlockResult, BlockRun, cannot_quantize, quantize_blocks
+from passes.drift_correction import corrected_weight
 from passes.gptq import GptqResult, GptqSettings, Order, ScaleSearch, ScaleTime, gptq
 from passes.planned import PlannedWeight
 from passes.scale_search import round_searched
 from passes.segments import Segment, as_quantized
-from qcompiler.core.errors import QCompilerError
+from qcompiler.core.errors import ConfigError, QCompilerError
 from qcompiler.core.formats import TensorFormat
 from qcompiler.core.pass_base import Pass, PassContext
 from qcompiler.core.program import Program, weight_of
@@ -30,8 +31,11 @@ class QuantizeGptq(Pass):
     Blocks are taken in order, and within one the products in the order of their inputs, each with
     the inputs that all that is quantised before it gives, quantised themselves as they will be.
     `order`, `scales`, `search`, `damping`, `block`, `sweeps` and `precision` are those of
-    `passes.gptq.GptqSettings`; `accumulate` is what second moments of inputs are summed in. Weights
-    that a table shares, or that two products read, are rounded at searched scales.
+    `passes.gptq.GptqSettings`. `correction` is the share of what inputs lost, in the blocks and
+    products before, that a weight is to make up for (`passes.drift_correction`); it takes about
+    twice the time, for the float model is run as well. `accumulate` is what second moments of
+    inputs are summed in. Weights that a table shares, or that two products read, are rounded at
+    searched scales.
     """
 
     name: ClassVar[str] = "quantize-gptq"
@@ -41,7 +45,8 @@ class QuantizeGptq(Pass):
     order: Order = "group"
     scales: ScaleTime = "running"
     search: ScaleSearch = "hessian"
-    damping: float = 0.01
+    damping: float = 0.05
+    correction: float = 0.0
     block: int = 128
     sweeps: int = 2
     precision: Literal["float32", "float64"] = "float32"
@@ -49,6 +54,10 @@ class QuantizeGptq(Pass):
 
     def __post_init__(self) -> None:
         _ = self.settings  # which checks them
+        if not 0 <= self.correction <= 1:
+            raise ConfigError(
+                f"correction {self.correction} is not a share between 0 and 1; 0 is none, 0.5 usual"
+            )
 
     @property
     def calibrates(self) -> bool:
@@ -56,7 +65,7 @@ class QuantizeGptq(Pass):
 
     def run(self, program: Program, context: PassContext) -> None:
         dtype = torch.float64 if self.accumulate == "float64" else torch.float32
-        quantizer = _Gptq(self.settings, dtype)
+        quantizer = _Gptq(self.settings, dtype, self.correction, self.correction > 0)
         records = quantize_blocks(program, context, self, quantizer)
         operators = {name: found for record in records for name, found in record.items()}
         context.record(self.name, "measure", "relative squared output error")
@@ -86,7 +95,7 @@ def _note(context: PassContext, operator: str, found: dict[str, Any], damping: f
     elif found["damping"] != damping:
         context.note(name, f"{operator}: damping raised to {found['damping']:g}")
     if found["dead_columns"]:
-        context.note(name, f"{operator}: {found['dead']} inputs were always zero")
+        context.note(name, f"{operator}: {found['dead_columns']} inputs were always zero")
 
 
 @dataclass
@@ -95,7 +104,8 @@ class _Gptq:
 
     settings: GptqSettings
     dtype: torch.dtype
-    float_chain: bool = False
+    correction: float
+    float_chain: bool
 
     def round_weight(self, weight: torch.Tensor, form: TensorFormat) -> QuantizedTensor:
         return round_searched(weight, form)
@@ -105,12 +115,15 @@ class _Gptq:
         record: dict[str, Any] = {}
         parts = run.segment.split()
         live = Activations(run.inputs, budget=run.budget)
+        plain = None
+        if run.float_inputs is not None:
+            plain = Activations(run.float_inputs, budget=run.budget)
         steps = _Steps(run, 2 * len(parts) * len(live))
         for part in parts:
             for read in _inputs(run, part):
-                hessian = self._hessian(read, live, steps)
+                moments = self._moments(read, live, plain, steps)
                 for weight in read.weights:
-                    found = self._quantize(run, weight, hessian)
+                    found = self._quantize(run, weight, moments)
                     codes[weight.entry] = found.weight
                     record[weight.operator] = {
                         "before": found.error_before,
@@ -125,28 +138,60 @@ class _Gptq:
             for index, values in enumerate(live):
                 live[index] = part.run(values, weights, schemes)
                 steps.advance()
+            if plain is not None and part is not parts[-1]:
+                weights = run.weights()
+                for index, values in enumerate(plain):
+                    plain[index] = part.run(values, weights)
         return BlockResult(codes, record, live)
 
-    def _hessian(self, read: _Input, live: Activations, steps: _Steps) -> torch.Tensor:
-        """Return Σ x xᵀ over the inputs x of products, as they see them."""
-        hessian: torch.Tensor | None = None
-        for values in live:
+    def _moments(
+        self, read: _Input, live: Activations, plain: Activations | None, steps: _Steps
+    ) -> _Moments:
+        """Sum over the inputs of products as they see them, and how far these have drifted."""
+        found: _Moments | None = None
+        for index, values in enumerate(live):
             x = values[read.name]
             assert isinstance(x, torch.Tensor)
             flat = as_quantized(x, read.form).reshape(-1, x.shape[-1]).to(self.dtype)
-            if hessian is None:
-                hessian = torch.zeros(x.shape[-1], x.shape[-1], dtype=self.dtype)
-            hessian.addmm_(flat.T, flat)
+            if found is None:
+                found = _Moments.zeros(flat, drift=plain is not None)
+            found.hessian.addmm_(flat.T, flat)
+            if plain is not None and found.drift is not None:
+                wanted = plain[index][read.name]
+                assert isinstance(wanted, torch.Tensor)
+                found.drift.addmm_((wanted.reshape(flat.shape).to(self.dtype) - flat).T, flat)
             steps.advance()
-        assert hessian is not None
-        return hessian
+        assert found is not None
+        return found
 
-    def _quantize(self, run: BlockRun, weight: PlannedWeight, hessian: torch.Tensor) -> GptqResult:
+    def _quantize(self, run: BlockRun, weight: PlannedWeight, moments: _Moments) -> GptqResult:
         value = run.program.weights.tensor(weight.entry)
+        target = None
+        if moments.drift is not None:
+            target = corrected_weight(
+                value,
+                moments.hessian,
+                moments.drift,
+                share=self.correction,
+                damping=self.settings.damping,
+            )
         try:
-            return gptq(value, hessian, weight.scheme.weight, self.settings)
+            return gptq(value, moments.hessian, weight.scheme.weight, self.settings, target=target)
         except QCompilerError as error:
             raise cannot_quantize(weight.entry, error) from None
+
+
+@dataclass
+class _Moments:
+    """H = Σ x̂ x̂ᵀ of inputs, and D = Σ (x − x̂) x̂ᵀ against those of the float model."""
+
+    hessian: torch.Tensor
+    drift: torch.Tensor | None
+
+    @classmethod
+    def zeros(cls, x: torch.Tensor, *, drift: bool) -> _Moments:
+        k = x.shape[1]
+        return cls(x.new_zeros(k, k), x.new_zeros(k, k) if drift else None)
 
 
 @dataclass

@@ -147,12 +147,21 @@ def test_float32_finds_nearly_the_codes_of_float64() -> None:
 def test_the_output_errs_less_than_of_rounding(seed: int, scheme: str, order: Any) -> None:
     weight, hessian = problem(seed, n=24, k=64)
     scales: Any = "static" if order == "activation" else "running"
-    plain = gptq(weight, hessian, parse(scheme), GptqSettings(sweeps=0, order=order, scales=scales))
-    swept = gptq(weight, hessian, parse(scheme), GptqSettings(sweeps=2, order=order, scales=scales))
-    assert plain.error_after < plain.error_before
+    usual = gptq(weight, hessian, parse(scheme), GptqSettings(order=order, scales=scales))
+    assert usual.error_after < usual.error_before
+    # What descends is the damped error; without damping it is the one that is given back.
+    plain, swept = (
+        gptq(
+            weight,
+            hessian,
+            parse(scheme),
+            GptqSettings(sweeps=n, order=order, scales=scales, damping=0, precision="float64"),
+        )
+        for n in (0, 2)
+    )
     assert swept.error_after <= plain.error_after
     nearest = round_to_nearest(weight, parse(scheme)).dequantize()
-    assert plain.error_before == pytest.approx(relative_error(weight, nearest, hessian), rel=1e-3)
+    assert usual.error_before == pytest.approx(relative_error(weight, nearest, hessian), rel=1e-3)
 
 
 @pytest.mark.parametrize("order", ["natural", "group"])
@@ -197,7 +206,7 @@ def test_damping_is_raised_until_the_matrix_is_positive_definite() -> None:
     assert found.damping is not None
     assert 0 < found.damping <= 0.01
     assert found.error_after < found.error_before
-    shifted = hessian - 0.05 * hessian.diagonal().mean() * torch.eye(24)
+    shifted = hessian - 0.03 * hessian.diagonal().mean() * torch.eye(24)
     assert torch.linalg.eigvalsh(shifted).min() < 0
     found = gptq(weight, shifted, parse("w4g8"), GptqSettings(damping=0.01))
     assert found.damping == pytest.approx(0.1)
@@ -241,7 +250,7 @@ def test_what_is_no_number_is_refused(value: float) -> None:
     ("options", "message"),
     [
         ({"block": 0}, "blocks of 0 columns are none; use 1 or more"),
-        ({"damping": 2.0}, "damping 2.0 is not between 0 and 1; 0.01 is usual"),
+        ({"damping": 2.0}, "damping 2.0 is not between 0 and 1; 0.05 is usual"),
         ({"damping": float("nan")}, "damping nan is not between 0 and 1"),
         ({"order": "activation"}, "scales must be 'static'; the order 'group' goes with 'running'"),
         ({"sweeps": -1}, "-1 sweeps are too few; use 0 or more"),

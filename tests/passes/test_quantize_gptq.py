@@ -281,6 +281,18 @@ def test_a_weight_that_is_no_number_is_named(run_pass: Callable[..., PassContext
         Pipeline(steps).run(program, context)
 
 
+def test_weights_make_up_for_what_their_inputs_lost(quantized: Quantized, tiny_llama: Make) -> None:
+    tokens = torch.cat([sample for (sample,) in calibration().samples]).tolist()[:64]
+    wanted = TorchLanguageModel(tiny_llama(layers=2)).logits(tokens)
+    lost = []
+    for correction in (0.0, 0.5):
+        step = QuantizeGptq(correction=correction)
+        program, _ = quantized(step, "w2a8g8")
+        logits = TorchLanguageModel(program).logits(tokens)
+        lost.append(float((logits - wanted).square().mean()))
+    assert lost[1] < lost[0]
+
+
 def test_samples_are_needed(quantized: Quantized) -> None:
     assert QuantizeGptq().calibrates
     with pytest.raises(UsageError, match="pass 'quantize-gptq' runs the model on samples"):
@@ -290,3 +302,5 @@ def test_samples_are_needed(quantized: Quantized) -> None:
 def test_options_that_cannot_work_are_refused() -> None:
     with pytest.raises(ConfigError, match="damping 3 is not between 0 and 1"):
         QuantizeGptq(damping=3)
+    with pytest.raises(ConfigError, match="correction 2 is not a share between 0 and 1"):
+        QuantizeGptq(correction=2)
