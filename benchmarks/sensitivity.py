@@ -218,9 +218,8 @@ def main() -> None:
 def show(found: dict[str, Any]) -> None:
     """Print how well each metric predicts, by kind of plans."""
     table = Table(title="predicted against measured loss of random plans")
-    columns = ("plans", "Spearman, KL", "Pearson, KL", "Spearman, NLL", "predicted / KL", "seconds")
-    table.add_column("metric")
-    for column in columns:
+    table.add_column("metric", no_wrap=True)
+    for column in ("plans", "Spearman KL", "Pearson KL", "Spearman NLL", "ratio to KL", "seconds"):
         table.add_column(column, justify="right")
     for metric, loss in found["losses"].items():
         for kind in ("mixed", "equal"):
