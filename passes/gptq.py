@@ -27,6 +27,9 @@ ScaleSearch = Literal["none", "weight", "hessian"]
 
 MOST_DAMPING = 1.0
 
+ROWS = 8192
+"""Rows worked on at a time; each is quantised by itself, and a head may have 100,000 of them."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class GptqSettings:
@@ -109,17 +112,18 @@ def gptq(
     wanted = (weight if target is None else target).to(dtype)
     factor, damping = _factor_of_inverse(hessian, settings, form)
     if factor is None:
-        importance = hessian.diagonal() if settings.search == "hessian" else None
-        if settings.search == "none":
-            codes = nearest
-        else:
-            codes = round_searched(weight, form, importance=importance)
+        codes = _searched(wanted.to(torch.float32), hessian.diagonal(), form, settings.search)
     else:
-        codes = _quantize_columns(wanted, hessian, factor, form, settings)
         # The same sum that the factor stands for: without it, codes fit the samples too closely.
-        hessian.diagonal().add_((damping or 0.0) * hessian.diagonal().mean())
-        for _ in range(settings.sweeps):
-            codes = descend(wanted, refit_scales(wanted, codes, hessian), hessian, settings.block)
+        damped = hessian.clone()
+        damped.diagonal().add_((damping or 0.0) * hessian.diagonal().mean())
+        done = []
+        for rows in torch.split(wanted, ROWS):
+            part = _quantize_columns(rows, hessian, factor, form, settings)
+            for _ in range(settings.sweeps):
+                part = descend(rows, refit_scales(rows, part, damped), damped, settings.block)
+            done.append(part)
+        codes = QuantizedTensor.concatenate(done)
     return GptqResult(
         codes,
         damping,

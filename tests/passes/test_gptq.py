@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from passes import gptq as gptq_module
 from passes.gptq import GptqSettings, column_order, gptq, relative_error
 from passes.rounding import round_to_nearest
 from passes.scale_search import round_searched
@@ -126,6 +127,17 @@ def test_blocks_change_nothing(block: int, scales: Any) -> None:
     )
     assert torch.equal(whole.weight.codes, parts.weight.codes)
     assert torch.equal(whole.weight.scale, parts.weight.scale)
+
+
+def test_rows_are_worked_on_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, hessian = problem(8, n=13, k=40)
+    chosen = GptqSettings(precision="float64")
+    whole = gptq(weight, hessian, parse("w4g16z"), chosen)
+    monkeypatch.setattr(gptq_module, "ROWS", 5)
+    chunked = gptq(weight, hessian, parse("w4g16z"), chosen)
+    assert torch.equal(whole.weight.codes, chunked.weight.codes)
+    assert torch.equal(whole.weight.scale, chunked.weight.scale)
+    assert whole.error_after == pytest.approx(chunked.error_after)
 
 
 def test_float32_finds_nearly_the_codes_of_float64() -> None:
