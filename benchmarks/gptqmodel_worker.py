@@ -42,11 +42,14 @@ def main() -> None:
         loaded = AutoModelForCausalLM.from_pretrained(
             file.parent, gguf_file=file.name, dtype=torch.float32
         )
-        loaded.config.quantization_config = None
-        del loaded.config.quantization_config
-        loaded.save_pretrained(plain)
+        # What was read from GGUF refuses to be saved.
+        if hasattr(loaded.config, "quantization_config"):
+            del loaded.config.quantization_config
+        fresh = AutoModelForCausalLM.from_config(loaded.config, dtype=torch.float32)
+        fresh.load_state_dict(loaded.state_dict())
+        fresh.save_pretrained(plain)
         AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(plain)
-        del loaded
+        del loaded, fresh
         config = QuantizeConfig(
             bits=BITS, group_size=int(group), sym=True, offload_to_disk=False, device="cpu"
         )
