@@ -134,7 +134,9 @@ def lines_svg(
     """
     everything = [point for points in series.values() for point in points]
     xs, ys = [p.x for p in everything], [p.y for p in everything]
-    plot = _Plot(_ticks(xs), _ticks([0.0, *ys]), width, height, top=34)
+    # Blocks and steps are counted: no ticks between whole numbers.
+    whole = max(1, min(6, int(max(xs) - min(xs)))) if all(x == int(x) for x in xs) and xs else 6
+    plot = _Plot(_ticks(xs, whole), _ticks([0.0, *ys]), width, height, top=34)
     elements = [*plot.axes(x_title, y_title), *_legend(list(series), plot.left, 18)]
     for index, points in enumerate(series.values()):
         colour = PALETTE[index % len(PALETTE)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
@@ -44,16 +44,14 @@ def allocation_view(found: Allocation) -> Chosen:
     # The first budget that was set is what the front is about.
     axis = next((name for name in (*found.budgets, *measures) if name in measures), "bytes")
 
-    def dots(points: Sequence[Point], label: str = "") -> list[Dot]:
-        placed = [(x, one.loss) for one in points if (x := _at(one, axis)) is not None]
-        # A name at the first of its points is enough.
-        return [Dot(x=x, y=y, label="" if i else label) for i, (x, y) in enumerate(placed)]
+    def places(points: Sequence[Point]) -> list[tuple[float, float]]:
+        return [(x, one.loss) for one in points if (x := _at(one, axis)) is not None]
 
-    chosen = [] if found.chosen is None else dots([found.chosen], "chosen")
+    chosen = [] if found.chosen is None else places([found.chosen])
     picture = pareto_svg(
-        dots(found.front),
-        chosen=chosen[0] if chosen else None,
-        others=[dot for name, points in found.others.items() for dot in dots(points, name)],
+        [Dot(x=x, y=y) for x, y in places(found.front)],
+        chosen=Dot(x=chosen[0][0], y=chosen[0][1], label="chosen") if chosen else None,
+        others=_named({name: places(points) for name, points in found.others.items()}),
         x_title=_AXES[axis],
         y_title=f"predicted loss{f' ({found.unit})' if found.unit else ''}",
         width=WIDTH,
@@ -74,6 +72,28 @@ def allocation_view(found: Allocation) -> Chosen:
             for one in found.front
         ],
     )
+
+
+def _named(series: Mapping[str, Sequence[tuple[float, float]]]) -> list[Dot]:
+    """Give the first dot of each series its name; names that would lie over each other are joined.
+
+    >>> dots = _named({"greedy": [(4.9, 0.3), (5.0, 0.2)], "closed form": [(4.9, 0.301)]})
+    >>> [dot.label for dot in dots]
+    ['greedy, closed form', '', '']
+    """
+    places = [place for spots in series.values() for place in spots]
+    if not places:
+        return []
+    spans = [max(values) - min(values) or 1.0 for values in zip(*places, strict=True)]
+    names: dict[tuple[float, float], list[str]] = {}
+    for name, spots in series.items():
+        for x, y in spots[:1]:
+            near = (
+                (a, b) for a, b in names if abs(a - x) < spans[0] / 8 and abs(b - y) < spans[1] / 25
+            )
+            names.setdefault(next(near, (x, y)), []).append(name)
+    labels = {place: ", ".join(joined) for place, joined in names.items()}
+    return [Dot(x=x, y=y, label=labels.pop((x, y), "")) for x, y in places]
 
 
 def _at(point: Point, measure: str) -> float | None:

@@ -75,7 +75,8 @@ def _steps(pipeline: Sequence[Any]) -> list[tuple[str, list[tuple[str, str]]]]:
         for key, value in step.items():
             if key == "name" or value is None:
                 continue
-            lines = value if isinstance(value, list | tuple) else [value]
+            tables = isinstance(value, list | tuple) and any(isinstance(v, Mapping) for v in value)
+            lines = value if tables else [value]
             options += [(key if i == 0 else "", _plain(line)) for i, line in enumerate(lines)]
         steps.append((str(step.get("name", "")), options))
     return steps
@@ -85,6 +86,8 @@ def _plain(value: object) -> str:
     if isinstance(value, Mapping):
         inside = ", ".join(f"{k} = {_plain(v)}" for k, v in value.items() if v is not None)
         return f"{{ {inside} }}"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_plain, value))
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
