@@ -10,7 +10,6 @@ from qcompiler.core import ops
 from qcompiler.core.interpreter import ProgramInterpreter
 from qcompiler.core.program import Program
 
-
 _STEP = 64
 """Attention looks at so many places more at once, and masks those that it may not see."""
 
