@@ -10,7 +10,7 @@ nearly independent of each other, which leaves the diagonal: KL ≈ ½·Σ E[G²
 gradient at the product's output.
 
 Of a model that is no language model, the loss is half the squared error of its outputs, over their
-square: then z = ε / ‖y‖.
+square: then z = ε / ‖y‖. No gradient tells of tokens that go to other experts than they did.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from passes.canonicalize import Canonicalize
 from passes.measure_sensitivity import SAMPLES, MeasureSensitivity
 from qcompiler.core.blocks import find_blocks
 from qcompiler.core.calibration import Calibration
@@ -17,7 +18,9 @@ from qcompiler.core.facts import Sensitivity
 from qcompiler.core.pass_base import PassContext
 from qcompiler.core.pipeline import Pipeline
 from qcompiler.core.program import Program
+from qcompiler.frontend.capture import capture
 from targets import TARGETS
+from tests.families import tiny_model
 
 Make = Callable[..., Program]
 
@@ -95,3 +98,17 @@ def test_mistakes_are_found_early(tiny_llama: Make) -> None:
         MeasureSensitivity(tokens=1)
     with pytest.raises(UsageError, match="'measure-sensitivity' runs the model on samples"):
         MeasureSensitivity().run(tiny_llama(), PassContext(target=TARGETS[0]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["falcon-grouped", "gemma2", "gpt2", "opt-350m-like"])
+def test_families_are_predicted_as_they_are_measured(family: str) -> None:
+    program = capture(tiny_model(family))
+    Pipeline((Canonicalize(),)).run(program, PassContext(target=TARGETS[0]))
+    program.blocks = find_blocks(program.graph)
+    calibration = text(12, 12)
+    rises = []
+    for metric in ("fisher", "kl"):
+        found, _ = measure(program, calibration, metric=metric, choices=("w8a8g32",), samples=12)
+        rises.append(sum(of.get("w8a8g32", 0.0) for of in found.loss.values()))
+    assert rises[0] == pytest.approx(rises[1], rel=0.35)
