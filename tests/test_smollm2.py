@@ -12,11 +12,13 @@ import torch
 pytest.importorskip("tvm")
 
 import qcompiler
+from qcompiler.core.artifact import read_manifest
 from qcompiler.core.interpreter import TorchLanguageModel
 from qcompiler.core.pass_base import PassContext
 from qcompiler.core.reference import sqnr
 from qcompiler.frontend import capture
 from qcompiler.planning import plan_request
+from qcompiler.report.content import read_report
 from qcompiler.runtime import LanguageModel
 
 pytestmark = [pytest.mark.tvm, pytest.mark.slow]
@@ -46,6 +48,17 @@ print("".join(answer))
     )
     assert done.returncode == 0, done.stderr
     assert "Paris" in done.stdout
+
+
+def test_the_artifact_tells_of_itself(artifact: Path) -> None:
+    page = (artifact / "report.html").read_text(encoding="utf-8")
+    assert 'id="bits"' in page
+    assert "model.layers.29.mlp.down_proj: w4a8g32" in page
+    assert "relative weight error" in page
+    report = read_report(artifact)
+    assert [name for name, _ in report.steps][-1] == "build"
+    assert len(report.operators) == 30 * 4 + 1
+    assert "times.json" not in read_manifest(artifact).files
 
 
 def test_logits_are_those_of_the_integer_reference(artifact: Path) -> None:

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from qcompiler.core.artifact import Manifest, write_artifact
 from qcompiler.report.content import encode, parse
 from qcompiler.report.page import render
 
+ROOT = Path(__file__).parents[2]
 SECTIONS = {
     *("bits", "allocation", "sensitivity", "errors", "costs", "pipeline", "times"),
     *("calibration", "kernels", "notes", "rest"),
@@ -170,6 +172,20 @@ def test_inspect_writes_the_page(
     assert Page(file.read_text(encoding="utf-8")).sections == SECTIONS
     assert cli.main(["inspect", str(artifact), "--html", str(file), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["model"] == "tiny & small"
+
+
+def test_the_page_needs_no_compiler(artifact: Path, tmp_path: Path) -> None:
+    file = tmp_path / "out.html"
+    code = f"""
+import sys
+for name in ("gguf", "networkx", "scipy", "sympy", "torch", "transformers", "tvm"):
+    sys.modules[name] = None
+from qcompiler import cli
+sys.exit(cli.main(["inspect", {str(artifact)!r}, "--html", {str(file)!r}]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False)
+    assert done.returncode == 0
+    assert Page(file.read_text(encoding="utf-8")).sections == SECTIONS
 
 
 @pytest.mark.parametrize(
