@@ -209,7 +209,8 @@ def front(
     others = {name: limit for name, limit in (budgets or {}).items() if name != over}
     best = solve(merged, others)
     least = _least_within(merged, over, others)
-    limits = np.linspace(least, max(least, best.totals[over]), points)
+    # Losses fall fastest where little is spent, so budgets lie closer together there.
+    limits = least + np.linspace(0, 1, points) ** 2 * max(0.0, best.totals[over] - least)
     found = [solve(merged, others | {over: float(limit)}) for limit in limits]
     return pareto([*found, best], over)
 

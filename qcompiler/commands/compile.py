@@ -41,7 +41,7 @@ def compile_model(
     # What is wrong with the request should show before seconds are spent on loading torch …
     written = find_pipeline(pipeline)
     if budgets:
-        settings = (*settings, *budget_settings(written, budgets))
+        settings = (*budget_settings(written, budgets), *settings)
     plan = written.with_settings(settings)
     machine = find(target or plan.target or NATIVE)
     check_destination(output)

@@ -45,7 +45,7 @@ def plan(
     """Print the plans that no other beats, the one that was chosen, and what more would bring."""
     # What is wrong with the request should show before seconds are spent on loading torch …
     config = find_pipeline(pipeline)
-    settings = (*settings, *budget_settings(config, budgets, times=True))
+    settings = (*budget_settings(config, budgets, times=True), *settings)
     machine = find(target or config.with_settings(settings).target or NATIVE)
     if picture is not None:
         check_picture(picture)
@@ -169,7 +169,7 @@ def draw(found: BitPlan, picture: Path) -> None:
         return Point(x=point.totals[over] * scale, y=point.loss, label=label)
 
     drawing = pareto_svg(
-        [dot(point) for point in found.allocation.front],
+        [dot(point) for point in (*found.allocation.front, found.chosen)],
         chosen=dot(found.chosen, "chosen"),
         others=[
             dot(point, point.label)

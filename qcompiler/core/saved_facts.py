@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import hashlib
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +65,18 @@ def _digest(step: Pass, program: Program, context: PassContext) -> str:
     return digest.hexdigest()
 
 
-def _sources(kind: type[Any]) -> Iterator[Path]:
-    """Yield the source files of the package that a pass is from."""
-    module = sys.modules[kind.__module__]
-    file = Path(str(module.__file__))
-    yield from sorted(file.parent.rglob("*.py")) if "." in kind.__module__ else [file]
+def _sources(kind: type[Any]) -> list[Path]:
+    """Return the file of a pass and of what it imports from its own package, directly or not."""
+    package = kind.__module__.partition(".")[0]
+    found: dict[str, Path] = {}
+    waiting = [kind.__module__]
+    while waiting:
+        name = waiting.pop()
+        file = getattr(sys.modules.get(name), "__file__", None)
+        if name in found or file is None:
+            continue
+        found[name] = Path(file)
+        for node in ast.walk(ast.parse(found[name].read_bytes())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(f"{package}."):
+                waiting += [str(node.module), *(f"{node.module}.{a.name}" for a in node.names)]
+    return [found[name] for name in sorted(found)]
