@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -134,8 +135,15 @@ class Comparison:
             samples.write_text(json.dumps(self.samples), encoding="utf-8")
             model = str(packaged_file(self.options.model))
             command = [python, "-P", str(WORKER), model, str(samples), str(group), str(out)]
-            # What else lies beside the script is not to be taken for a package.
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            # On two cores it would ask for one worker more than it grants itself. -P above: what
+            # lies beside the script is not to be taken for a package.
+            done = subprocess.run(
+                command,
+                capture_output=True,
+                text=True,
+                check=False,
+                env={**os.environ, "GPTQMODEL_CPU_WORKERS": "2"},
+            )
             if done.returncode:
                 raise SystemExit(f"{RIVAL} failed:\n{done.stderr}")
             took: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
