@@ -16,7 +16,7 @@ def preset_names() -> list[str]:
     """Return the names of the presets, sorted.
 
     >>> preset_names()
-    ['float', 'w4a8', 'w8a8']
+    ['balanced', 'float', 'w4a8', 'w4a8-gptq', 'w4a8-signround', 'w8a8']
     """
     return sorted(file.stem for file in FOLDER.glob("*.toml"))
 

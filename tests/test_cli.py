@@ -22,9 +22,11 @@ import pytest
 import qcompiler
 from qcompiler import cli
 from qcompiler.core.errors import ArtifactError, CaptureError, ConfigError, UsageError
+from qcompiler.presets import preset_names
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = ("bench", "compile", "evaluate", "inspect", "passes", "pipelines", "run", "targets")
+COMMANDS = ("bench", "compile", "evaluate", "inspect", "passes", "pipelines", "plan", "run")
+COMMANDS += ("targets",)
 
 
 @pytest.fixture
@@ -608,7 +610,7 @@ def test_targets_say_where_they_run(
 def test_pipelines_are_listed_with_their_passes(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["pipelines"]) == 0
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
-    assert lines.keys() == {"pipeline", "float", "w8a8", "w4a8"}
+    assert lines.keys() == {"pipeline", *preset_names()}
     assert "set-bits, quantize-rtn" in lines["w4a8"]
     assert "set-bits" not in lines["float"]
 
