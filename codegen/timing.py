@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -53,8 +54,9 @@ def kept(kind: str, key: str, measure: Callable[[], list[float]]) -> list[float]
     What was measured while the machine had other work is measured again once it has none.
     """
     name = f"{kind}/{key}.json"
-    if (found := read_cached(name)) is not None:
-        record = json.loads(found)
+    found = read_cached(name)
+    with contextlib.suppress(ValueError, KeyError, TypeError):  # a damaged file is no record
+        record = json.loads(found or b"null")
         if not record["busy"] or machine_is_busy():
             return [float(seconds) for seconds in record["seconds"]]
     busy = machine_is_busy()

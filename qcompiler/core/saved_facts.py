@@ -27,8 +27,7 @@ def run_or_recall(step: Pass, program: Program, context: PassContext) -> None:
     facts it adds must be dataclasses of what JSON can say.
     """
     key = f"facts/{_digest(step, program, context)}.json"
-    if (found := read_cached(key)) is not None:
-        kept = json.loads(found)
+    if (kept := _recall(key)) is not None:
         for kind in step.adds:
             program.facts[kind] = kind(**kept["facts"][kind.__name__])
         context.records |= {step.name: kept["records"]}
@@ -41,6 +40,16 @@ def run_or_recall(step: Pass, program: Program, context: PassContext) -> None:
         "notes": context.notes.get(step.name, []),
     }
     write_cached(key, json.dumps(kept).encode())
+
+
+def _recall(key: str) -> dict[str, Any] | None:
+    """Return what was kept, None if there is nothing or it is damaged."""
+    found = read_cached(key)
+    try:
+        kept: dict[str, Any] | None = None if found is None else json.loads(found)
+    except ValueError:
+        return None
+    return kept
 
 
 def _digest(step: Pass, program: Program, context: PassContext) -> str:
