@@ -73,6 +73,8 @@ def operators(program: Program) -> Iterable[Operator]:
     """Return the products and tables of a program, one for each weight, in graph order."""
     weights = program.weights
     found: dict[str, Operator] = {}
+    last = next((n for n in reversed(program.graph.nodes) if n.target is ops.linear), None)
+    logits = program.info.vocab_size if program.info.kind == "causal-lm" else None
     for node in program.graph.nodes:
         if node.op != "get_attr" or not _is_matrix(node):
             continue
@@ -86,7 +88,10 @@ def operators(program: Program) -> Iterable[Operator]:
         if operator_name(str(node.target)) not in operator.graph_names:
             operator.graph_names.append(operator_name(str(node.target)))
         for user in node.users:
-            _classify(user, node, operator, program)
+            _classify(user, node, operator)
+            # A product inside the model may have as many outputs as there are tokens.
+            if user is last and operator.shape[0] == logits:
+                operator.kinds.add("head")
     return [operator for operator in found.values() if operator.kinds]
 
 
@@ -95,14 +100,11 @@ def _is_matrix(node: fx.Node) -> bool:
     return len(val.shape) == 2 and val.dtype.is_floating_point
 
 
-def _classify(user: fx.Node, weight: fx.Node, operator: Operator, program: Program) -> None:
+def _classify(user: fx.Node, weight: fx.Node, operator: Operator) -> None:
     """Note what a user of a weight makes it, or that it cannot read codes."""
     place = user.args[1] if len(user.args) > 1 else None
     if place is weight and user.args[0] is not weight and user.target is ops.linear:
         operator.kinds.add("linear")
-        is_model = program.info.kind == "causal-lm"
-        if is_model and weight.meta["val"].shape[0] == program.info.vocab_size:
-            operator.kinds.add("head")
     elif place is weight and user.target is ops.embedding:
         operator.kinds.add("embedding")
     else:

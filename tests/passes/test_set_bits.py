@@ -230,3 +230,12 @@ def test_only_language_models_have_heads(run_pass: Run, tiny_llama: Make) -> Non
     program.info = replace(program.info, kind="module")
     run_pass(program, set_bits(Rule(kind="head", scheme="w8a8")))
     assert plan(program) == {}
+
+
+def test_a_product_inside_the_model_is_no_head_whatever_its_size(
+    run_pass: Run, tiny_llama: Make
+) -> None:
+    program = tiny_llama()
+    program.info = replace(program.info, vocab_size=96)  # as many as gate_proj gives
+    run_pass(program, set_bits(Rule(kind="head", scheme="w8a8")))
+    assert plan(program) == {}
