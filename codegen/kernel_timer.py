@@ -19,7 +19,7 @@ from codegen.timing import best_times, cache_key, kept, stand_ins
 from qcompiler.core import ops
 from qcompiler.core.builder import ProgramBuilder
 from qcompiler.core.formats import QuantScheme
-from qcompiler.core.program import Program
+from qcompiler.core.program import Program, operator_name
 from qcompiler.core.qtensor import QuantizedTensor
 from qcompiler.core.stage import Stage
 from qcompiler.core.target import Target
@@ -105,6 +105,8 @@ def product_program(
         y = build.call(target, *operands, build.weight(name), None, y, **options)
     program = build.finish(y)
     program.stage = Stage.LEGAL
+    if scheme is not None:
+        program.plan = {operator_name(name): scheme for name in names}
     return program
 
 
