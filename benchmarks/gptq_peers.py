@@ -58,11 +58,11 @@ METHODS: dict[str, Pass] = {
     "searched by weight": QuantizeRtn(search="weight"),
     "searched by activation": QuantizeRtn(search="activation"),
     "gptq, plain": QuantizeGptq(
-        order="natural", scales="static", search="none", damping=0.01, sweeps=0
+        order="natural", scales="static", search="none", damping=0.01, sweeps=0, correction=0.0
     ),
+    "gptq, no correction": QuantizeGptq(correction=0.0),
     "gptq, no sweeps": QuantizeGptq(sweeps=0),
     "gptq": QuantizeGptq(),
-    "gptq, correction": QuantizeGptq(correction=0.5),
 }
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import Any, Protocol
 
 import torch
@@ -27,8 +28,8 @@ class BlockRun:
     """One block that is to be quantised, and what goes into it.
 
     `inputs` are the values before the block when all that was before it is quantised,
-    `float_inputs` and `float_outputs` those of the float model, before and after it, when the loop
-    was asked for them. `planned` are the block's weights that are to be quantised, by entry;
+    `float_inputs` those of the float model when the loop was asked for them, which `float_forward`
+    runs through the block. `planned` are the block's weights that are to be quantised, by entry;
     `known` the codes of entries that are settled already, such as a table that is tied to the head.
     """
 
@@ -39,10 +40,15 @@ class BlockRun:
     planned: dict[str, PlannedWeight]
     inputs: Activations
     float_inputs: Activations | None
-    float_outputs: Activations | None
+    float_forward: Callable[[], Activations] | None
     known: Codes
     progress: Progress
     budget: int | None
+
+    @cached_property
+    def float_outputs(self) -> Activations | None:
+        """What the float model has after the block; it is run when this is first asked for."""
+        return None if self.float_forward is None else self.float_forward()
 
     def weights(self, codes: Codes | None = None) -> SegmentWeights:
         """Return the block's weights: the float ones, or with `codes` those they stand for."""
@@ -64,12 +70,14 @@ class BlockRun:
 class BlockResult:
     """What a quantiser made of a block: codes by entry, and what is to be reported.
 
-    `outputs` are the values after the quantised block, if the quantiser has them anyway.
+    `outputs` are the values after the quantised block, and `float_outputs` those after the float
+    one, if the quantiser has them anyway.
     """
 
     codes: Codes
     record: dict[str, Any] = field(default_factory=dict)
     outputs: Activations | None = None
+    float_outputs: Activations | None = None
 
 
 class BlockQuantizer(Protocol):
@@ -160,9 +168,9 @@ class _Loop:
         self, index: int, quantized: Activations, plain: Activations | None
     ) -> tuple[BlockResult, Activations, Activations | None]:
         part = self.parts[index]
-        after = None
+        forward = None
         if plain is not None:
-            after = self._forward(part, plain, SegmentWeights(self.program), {})
+            forward = partial(self._forward, part, plain, SegmentWeights(self.program), {})
         run = BlockRun(
             program=self.program,
             segment=part,
@@ -171,7 +179,7 @@ class _Loop:
             planned={entry: self.planned[entry] for entry in self._planned_in(part)},
             inputs=quantized,
             float_inputs=plain,
-            float_outputs=after,
+            float_forward=forward,
             known=self.codes,
             progress=self.context.progress,
             budget=self.budget,
@@ -186,6 +194,7 @@ class _Loop:
             schemes = schemes_of(self.program, part, codes)
             weights = SegmentWeights(self.program, codes)
             outputs = self._forward(part, quantized, weights, schemes)
+        after = run.float_outputs if result.float_outputs is None else result.float_outputs
         for old in (quantized, plain):
             if old is not None:
                 old.close()

@@ -127,9 +127,9 @@ def test_the_model_comes_nearer_to_the_float_one_than_by_rounding(
 
 
 def test_a_product_is_quantised_from_what_the_quantised_ones_before_it_give(
-    result: tuple[Program, PassContext], tiny_llama: Make
+    quantized: Quantized, tiny_llama: Make
 ) -> None:
-    program, _ = result
+    program, _ = quantized(QuantizeGptq(correction=0.0))
     inputs: list[torch.Tensor] = []
 
     class Watch(ProgramInterpreter):
@@ -285,7 +285,7 @@ def test_weights_make_up_for_what_their_inputs_lost(quantized: Quantized, tiny_l
     tokens = torch.cat([sample for (sample,) in calibration().samples]).tolist()[:64]
     wanted = TorchLanguageModel(tiny_llama(layers=2)).logits(tokens)
     lost = []
-    for correction in (0.0, 0.5):
+    for correction in (0.0, QuantizeGptq().correction):
         step = QuantizeGptq(correction=correction)
         program, _ = quantized(step, "w2a8g8")
         logits = TorchLanguageModel(program).logits(tokens)
