@@ -25,6 +25,14 @@ from qcompiler.core.stage import Stage
 
 Start = Literal["rtn", "search", "gptq"]
 
+RATES: dict[Start, tuple[float, float]] = {
+    "rtn": (1.0, 1.0),
+    "search": (1.0, 1.0),
+    "gptq": (0.25, 0.15),
+}
+"""The rates of offsets and of scales at first, times the iterations, unless they are given. GPTQ's
+codes make up for one another's errors, and large steps would undo that before they found better."""
+
 SMALLEST = 1e-12
 """The least power that an error is divided by."""
 
@@ -46,17 +54,20 @@ class QuantizeSignround(Pass):
     trained towards what the float model has after it, with its activations quantised as they will
     be. `start` says which codes and scales the learning starts from: the nearest codes at the
     scale of the full range ("rtn"), at the scale that errs least on the inputs ("search"), or those
-    of GPTQ. Weights of 8 bits, and those that a table shares, are rounded at searched scales.
+    of GPTQ. The learning rates of offsets and of scales fall linearly to zero, from 1 / iterations
+    unless given, and from 0.25 and 0.15 of that where learning starts from GPTQ. Weights of 8 bits,
+    and those that a table shares, are rounded at searched scales.
     """
 
     name: ClassVar[str] = "quantize-signround"
     accepts: ClassVar[frozenset[Stage]] = frozenset({Stage.PLANNED})
     yields: ClassVar[Stage] = Stage.QUANTIZED
 
-    iterations: int = 100
-    batch: int = 8
+    iterations: int = 160
+    batch: int = 1
     learning_rate: float | None = None
-    start: Start = "search"
+    scale_learning_rate: float | None = None
+    start: Start = "gptq"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -66,8 +77,13 @@ class QuantizeSignround(Pass):
             raise ConfigError(f"a batch of {self.batch} samples is none; use 1 or more")
         if self.learning_rate is not None and not 0 < self.learning_rate <= 1:
             raise ConfigError(
-                f"the learning rate {self.learning_rate:g} is not between 0 and 1; leave it out "
-                "for 1 / iterations"
+                f"the learning rate {self.learning_rate:g} is not between 0 and 1; "
+                f"{1 / self.iterations:g}, one by the iterations, is usual"
+            )
+        if self.scale_learning_rate is not None and not 0 <= self.scale_learning_rate <= 1:
+            raise ConfigError(
+                f"the learning rate of scales {self.scale_learning_rate:g} is not between 0 and 1; "
+                "0 leaves them as they are at the start"
             )
 
     @property
@@ -75,10 +91,14 @@ class QuantizeSignround(Pass):
         return True
 
     def run(self, program: Program, context: PassContext) -> None:
+        rate, scale_rate = (share / self.iterations for share in RATES[self.start])
         training = Training(
             iterations=self.iterations,
             batch=self.batch,
-            learning_rate=self.learning_rate,
+            learning_rate=rate if self.learning_rate is None else self.learning_rate,
+            scale_learning_rate=(
+                scale_rate if self.scale_learning_rate is None else self.scale_learning_rate
+            ),
             seed=self.seed,
         )
         records = quantize_blocks(program, context, self, _LearnedRounding(training, self.start))
@@ -196,7 +216,7 @@ def _rounded(
     if moment is None:
         return round_to_nearest(weight, form)
     if start == "gptq" and form.bits <= LEARNED_BITS:
-        return gptq(weight, moment, form, GptqSettings()).weight
+        return gptq(weight, moment, form, GptqSettings(sweeps=2)).weight
     return round_searched(
         weight, form, importance=moment if moment.dim() == 1 else moment.diagonal()
     )

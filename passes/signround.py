@@ -20,6 +20,9 @@ from qcompiler.core.qtensor import QuantizedTensor
 BlockLoss = Callable[[int, Mapping[str, torch.Tensor]], torch.Tensor]
 """The loss of one sample under weights by name: a tensor of one number that has a gradient."""
 
+EDGE = 0.4
+"""How far from its code, in steps, an entry counts as lying for which that is not the nearest."""
+
 FACTORS = (0.5, 1.25)
 """How far a scale may be moved from where it starts."""
 
@@ -42,8 +45,8 @@ class Training:
     can move by ½ in all.
     """
 
-    iterations: int = 100
-    batch: int = 8
+    iterations: int = 160
+    batch: int = 1
     learning_rate: float | None = None
     scale_learning_rate: float | None = None
     seed: int = 0
@@ -74,8 +77,8 @@ class Learned:
 class LearnedWeight:
     """A weight [n, k], the codes it starts from, and the offsets and factors that are learned.
 
-    Where the codes it starts from are not the nearest, as those of GPTQ, an entry counts as if it
-    lay at the near edge of its code's cell, so that offsets of zero give the codes it starts from.
+    Where the code it starts from is not the nearest, as with GPTQ, an entry counts as lying near
+    the edge of its code's cell, so that offsets of zero give the codes it starts from.
     """
 
     def __init__(self, weight: torch.Tensor, start: QuantizedTensor) -> None:
@@ -204,10 +207,6 @@ class LearnedWeight:
             None if zero is None else zero.squeeze(2).to(torch.uint8),
             self._form,
         )
-
-
-EDGE = 0.499
-"""How far from a code, in steps, an entry that is rounded to it may lie."""
 
 
 def _stored(scale: torch.Tensor) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ from qcompiler.core.target import Target
 
 Make = Callable[..., Program]
 
-QUICK = QuantizeSignround(iterations=8, batch=1)
+QUICK = QuantizeSignround(iterations=8, start="search")
 UP = "model.layers.1.mlp.up_proj.weight"
 
 
@@ -138,7 +139,7 @@ def test_a_second_run_gives_the_same_bits_and_another_seed_others(
 ) -> None:
     first, _ = quantized()
     assert same(first, quantized()[0])
-    other, _ = quantized(QuantizeSignround(iterations=8, batch=1, seed=1))
+    other, _ = quantized(replace(QUICK, seed=1))
     assert not torch.equal(codes_of(first)[UP].codes, codes_of(other)[UP].codes)
 
 
@@ -188,6 +189,7 @@ def test_it_needs_samples(tiny_llama: Make) -> None:
         ({"batch": 0}, "batch of 0"),
         ({"learning_rate": 0.0}, "learning rate 0"),
         ({"learning_rate": 2.0}, "learning rate 2"),
+        ({"scale_learning_rate": -1.0}, "scales -1"),
     ],
 )
 def test_options_that_cannot_work_are_refused(options: dict[str, int], message: str) -> None:
