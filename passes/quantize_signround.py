@@ -15,7 +15,7 @@ from passes.block_loop import BlockResult, BlockRun, cannot_quantize, quantize_b
 from passes.gptq import GptqSettings, gptq
 from passes.rounding import round_to_nearest
 from passes.scale_search import round_searched
-from passes.signround import BlockLoss, LearnedWeight, Training, learn_rounding
+from passes.signround import BlockLoss, LearnedScales, LearnedWeight, Training, learn_rounding
 from qcompiler.core.errors import ConfigError, QCompilerError
 from qcompiler.core.formats import TensorFormat
 from qcompiler.core.pass_base import Pass, PassContext
@@ -24,6 +24,10 @@ from qcompiler.core.qtensor import QuantizedTensor
 from qcompiler.core.stage import Stage
 
 Start = Literal["rtn", "search", "gptq"]
+Learn = Literal["scales", "rounding"]
+
+SCALE_RATE = 0.005
+"""The rate at first where scales alone are learned."""
 
 RATES: dict[Start, tuple[float, float]] = {
     "rtn": (1.0, 1.0),
@@ -55,7 +59,8 @@ class QuantizeSignround(Pass):
     be. `start` says which codes and scales the learning starts from: the nearest codes at the
     scale of the full range ("rtn"), at the scale that errs least on the inputs ("search"), or those
     of GPTQ. The learning rates of offsets and of scales fall linearly to zero, from 1 / iterations
-    unless given, and from 0.25 and 0.15 of that where learning starts from GPTQ. Weights of 8 bits,
+    unless given, and from 0.25 and 0.15 of that where learning starts from GPTQ. `learn` says
+    whether rounding and scales are learned, or codes stay and only scales are. Weights of 8 bits,
     and those that a table shares, are rounded at searched scales.
     """
 
@@ -68,6 +73,7 @@ class QuantizeSignround(Pass):
     learning_rate: float | None = None
     scale_learning_rate: float | None = None
     start: Start = "gptq"
+    learn: Learn = "scales"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -92,6 +98,8 @@ class QuantizeSignround(Pass):
 
     def run(self, program: Program, context: PassContext) -> None:
         rate, scale_rate = (share / self.iterations for share in RATES[self.start])
+        if self.learn == "scales":
+            scale_rate = SCALE_RATE
         training = Training(
             iterations=self.iterations,
             batch=self.batch,
@@ -101,7 +109,9 @@ class QuantizeSignround(Pass):
             ),
             seed=self.seed,
         )
-        records = quantize_blocks(program, context, self, _LearnedRounding(training, self.start))
+        records = quantize_blocks(
+            program, context, self, _LearnedRounding(training, self.start, self.learn)
+        )
         learned = [record for record in records if record]
         context.record(
             self.name,
@@ -118,6 +128,7 @@ class _LearnedRounding:
 
     training: Training
     start: Start
+    learn: Learn
     float_chain: bool = True
 
     def round_weight(self, weight: torch.Tensor, form: TensorFormat) -> QuantizedTensor:
@@ -126,7 +137,11 @@ class _LearnedRounding:
     def quantize_block(self, run: BlockRun) -> BlockResult:
         codes = starting_codes(run, self.start)
         learned = {
-            entry: LearnedWeight(run.program.weights.tensor(entry), codes[entry])
+            entry: (
+                LearnedScales(codes[entry])
+                if self.learn == "scales"
+                else LearnedWeight(run.program.weights.tensor(entry), codes[entry])
+            )
             for entry, weight in run.planned.items()
             if weight.scheme.weight.bits <= LEARNED_BITS
         }

@@ -10,7 +10,7 @@ rounds. Here the gradient of a whole batch meets the quantiser once, in closed f
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -28,6 +28,11 @@ FACTORS = (0.5, 1.25)
 
 HELD_OUT = 16
 """One sample of so many is kept out of the training, to tell iterates apart by."""
+
+MOMENTA = (0.9, 0.99)
+"""How slowly Adam forgets slopes and their squares."""
+
+TINY = 1e-30
 
 CHUNK = 1 << 16
 """Entries worked on at a time: 256 KiB of float32."""
@@ -209,12 +214,62 @@ class LearnedWeight:
         )
 
 
+class LearnedScales:
+    """A weight whose codes stay as they are, and whose scales are learned, by Adam (1412.6980).
+
+    The loss is smooth in the scales, which rounding only disturbs: from codes as good as GPTQ's
+    this gains more than moving them.
+    """
+
+    def __init__(self, start: QuantizedTensor) -> None:
+        self._start = start
+        self._levels = group_rows(start.codes.to(torch.float32), start.format)
+        if start.zero_point is not None:
+            self._levels -= start.zero_point.to(torch.float32).unsqueeze(2)
+        self._scale = start.scale.to(torch.float32).unsqueeze(2)
+        self.factors = torch.ones_like(self._scale)
+        self._mean = torch.zeros_like(self._scale)
+        self._square = torch.zeros_like(self._scale)
+        self._steps = 0
+
+    def value(self) -> torch.Tensor:
+        """Return what the codes now stand for, [n, k], without a gradient."""
+        scaled = self._levels * _stored(self._scale * self.factors)
+        return scaled.flatten(1)[:, : self._start.codes.shape[1]].contiguous()
+
+    def step(self, gradient: torch.Tensor, rate: float, scale_rate: float) -> None:
+        """Move against the gradient of the loss with respect to what `value` returns."""
+        slope = group_rows(gradient, self._start.format).mul(self._levels).sum(2, keepdim=True)
+        slope *= self._scale
+        self._steps += 1
+        self._mean.lerp_(slope, 1 - MOMENTA[0])
+        self._square.lerp_(slope.square(), 1 - MOMENTA[1])
+        mean = self._mean / (1 - MOMENTA[0] ** self._steps)
+        square = self._square / (1 - MOMENTA[1] ** self._steps)
+        # A group whose codes are all zero has no slope.
+        move = mean / square.sqrt().clamp(min=TINY)
+        self.factors.sub_(move, alpha=scale_rate).clamp_(*FACTORS)
+
+    def state(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return a copy of what has been learned."""
+        return torch.empty(0), self.factors.clone()
+
+    def restore(self, state: tuple[torch.Tensor, torch.Tensor]) -> None:
+        """Go back to what `state` returned."""
+        self.factors = state[1]
+
+    def freeze(self) -> QuantizedTensor:
+        """Return the codes, with scales as they are stored."""
+        scale = _stored(self._scale * self.factors).squeeze(2).to(torch.float16)
+        return replace(self._start, scale=scale)
+
+
 def _stored(scale: torch.Tensor) -> torch.Tensor:
     return to_float16(scale.clamp(-LARGEST, LARGEST)).to(torch.float32)
 
 
 def learn_rounding(
-    weights: Mapping[str, LearnedWeight],
+    weights: Mapping[str, LearnedWeight | LearnedScales],
     loss: BlockLoss,
     samples: int,
     training: Training,
@@ -256,7 +311,7 @@ def learn_rounding(
 
 
 def _descend(
-    weights: Mapping[str, LearnedWeight],
+    weights: Mapping[str, LearnedWeight | LearnedScales],
     loss: BlockLoss,
     batch: Sequence[int],
     rates: tuple[float, float],
@@ -280,7 +335,7 @@ def _descend(
 class _Best:
     """The iterate of the smallest loss on the samples held out."""
 
-    weights: Mapping[str, LearnedWeight]
+    weights: Mapping[str, LearnedWeight | LearnedScales]
     objective: BlockLoss
     samples: Sequence[int]
     loss: float = float("inf")

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from passes.quantize_rtn import QuantizeRtn
-from passes.quantize_signround import QuantizeSignround, Start
+from passes.quantize_signround import Learn, QuantizeSignround, Start
 from passes.scale_search import round_searched
 from passes.set_bits import Rule, SetBits
 from passes.signround import learn_rounding
@@ -26,7 +26,7 @@ from qcompiler.core.target import Target
 
 Make = Callable[..., Program]
 
-QUICK = QuantizeSignround(iterations=8, start="search")
+QUICK = QuantizeSignround(iterations=8, start="search", learn="rounding")
 UP = "model.layers.1.mlp.up_proj.weight"
 
 
@@ -84,9 +84,12 @@ def same(one: Program, other: Program) -> bool:
     )
 
 
-@pytest.mark.parametrize("scheme", ["w4a8g32", "w3g32z"])
+@pytest.mark.parametrize(("scheme", "learn"), [("w4a8g32", "rounding"), ("w3g32z", "scales")])
 def test_the_model_comes_nearer_to_the_float_one_than_by_rounding(
-    scheme: str, quantized: Callable[..., tuple[Program, PassContext]], tiny_llama: Make
+    scheme: str,
+    learn: Learn,
+    quantized: Callable[..., tuple[Program, PassContext]],
+    tiny_llama: Make,
 ) -> None:
     tokens = torch.cat([sample for (sample,) in calibration().samples]).tolist()[:64]
     wanted = TorchLanguageModel(tiny_llama(layers=2)).logits(tokens)
@@ -95,7 +98,7 @@ def test_the_model_comes_nearer_to_the_float_one_than_by_rounding(
         assert program.stage is Stage.QUANTIZED
         return float((TorchLanguageModel(program).logits(tokens) - wanted).square().mean())
 
-    step = QuantizeSignround(iterations=60, batch=1)
+    step = QuantizeSignround(iterations=60, learn=learn)
     assert distance(quantized(step, scheme)[0]) < 0.6 * distance(
         quantized(QuantizeRtn(), scheme)[0]
     )

@@ -10,7 +10,7 @@ import torch
 
 from passes.rounding import group_rows, round_to_nearest
 from passes.scale_search import Scales, round_searched
-from passes.signround import Learned, LearnedWeight, Training, learn_rounding
+from passes.signround import Learned, LearnedScales, LearnedWeight, Training, learn_rounding
 from qcompiler.core.formats import QuantScheme, TensorFormat
 from qcompiler.core.qtensor import QuantizedTensor
 
@@ -181,3 +181,17 @@ def test_few_samples_are_trained_on_and_judged_by_alike() -> None:
     )
     assert found.after <= found.before
     assert shares == [0.25, 0.5, 0.75, 1.0]
+
+
+@pytest.mark.parametrize("scheme", ["w4g32", "w4g24", "w3g16z"])
+def test_scales_alone_lower_the_loss_and_codes_stay(scheme: str) -> None:
+    weight, inputs = random(24, 72), correlated(20, 16, 72)
+    start = round_to_nearest(weight, form_of(scheme))
+    learned = LearnedScales(start)
+    assert torch.equal(learned.value(), start.dequantize())
+    training = Training(iterations=100, batch=2, scale_learning_rate=0.01)
+    found = learn_rounding({"w": learned}, product_loss(inputs, weight), len(inputs), training)
+    assert found.after < 0.95 * found.before
+    assert torch.equal(found.codes["w"].codes, start.codes)
+    assert not torch.equal(found.codes["w"].scale, start.scale)
+    assert torch.equal(found.codes["w"].dequantize(), learned.value())
