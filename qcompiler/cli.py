@@ -36,6 +36,21 @@ Artifact = Annotated[Path, typer.Argument(metavar="OUT", help="The artifact, a f
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads; all cores if not given.")]
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A Hugging Face folder, a GGUF file, or a packaged model such as smollm2-135m.",
+    ),
+]
+TargetName = Annotated[
+    str | None,
+    typer.Option(help="The machine it is for; the pipeline's, or native, if not given."),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="PASS.OPTION=VALUE", help="Set an option of a pass."),
+]
 CalibrationFiles = Annotated[
     list[Path] | None,
     typer.Option(
@@ -89,27 +104,15 @@ def _global(
 
 @app.command("compile")
 def _compile(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL",
-            help="A Hugging Face folder, a GGUF file, or a packaged model such as smollm2-135m.",
-        ),
-    ],
+    model: Model,
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="OUT", help="Where the artifact goes.")
     ],
-    target: Annotated[
-        str | None,
-        typer.Option(help="The machine it is for; the pipeline's, or native, if not given."),
-    ] = None,
+    target: TargetName = None,
     pipeline: Annotated[
         str, typer.Option(metavar="NAME|FILE.toml", help="How to get there.")
     ] = "w4a8",
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="PASS.OPTION=VALUE", help="Set an option of a pass."),
-    ] = None,
+    settings: Settings = None,
     budgets: Budgets = None,
     context: Annotated[
         int | None, typer.Option(min=1, help="Tokens that fit in at once; the model's own limit.")
@@ -150,25 +153,13 @@ def _compile(
 
 @app.command("plan")
 def _plan(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL",
-            help="A Hugging Face folder, a GGUF file, or a packaged model such as smollm2-135m.",
-        ),
-    ],
+    model: Model,
     budgets: Budgets = None,
-    target: Annotated[
-        str | None,
-        typer.Option(help="The machine it is for; the pipeline's, or native, if not given."),
-    ] = None,
+    target: TargetName = None,
     pipeline: Annotated[
         str, typer.Option(metavar="NAME|FILE.toml", help="One that shares bits out.")
     ] = "balanced",
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="PASS.OPTION=VALUE", help="Set an option of a pass."),
-    ] = None,
+    settings: Settings = None,
     calibration: CalibrationFiles = None,
     samples: Samples = None,
     sequence_length: SequenceLength = None,

@@ -18,24 +18,14 @@ from qcompiler.core.pass_base import Pass, PassContext
 from qcompiler.core.pipeline import Pipeline
 from qcompiler.core.program import KvCache, ModelInfo, Program
 from qcompiler.core.target import Target
+from tests.machine import machine
 
 aten = torch.ops.aten
 
 HIDDEN, HEADS, KV_HEADS, SIZE, INNER, VOCABULARY = 64, 4, 2, 16, 96, 40
 Q, KV = HEADS * SIZE, KV_HEADS * SIZE
 
-TARGET = Target(
-    name="test-machine",
-    summary="a machine for tests",
-    tvm={"kind": "llvm"},
-    arch="x86_64",
-    features=frozenset(),
-    vector_bits=256,
-    vector_registers=16,
-    dot="vpmaddubsw",
-    l2_bytes=1 << 18,
-    schemes=("w4a8*", "w8a8*"),
-)
+TARGET = machine("w4a8*", "w8a8*")
 
 Run = Callable[..., PassContext]
 

@@ -28,25 +28,14 @@ from qcompiler.core.program import Program
 from qcompiler.core.progress import NoProgress
 from qcompiler.core.qtensor import QuantizedTensor
 from qcompiler.core.stage import Stage
-from qcompiler.core.target import Target
+from tests.machine import machine
 
 Make = Callable[..., Program]
 Quantized = Callable[..., tuple[Program, PassContext]]
 
 UP = "model.layers.1.mlp.up_proj"
 
-TARGET = Target(
-    name="test-machine",
-    summary="a machine for tests",
-    tvm={"kind": "llvm"},
-    arch="x86_64",
-    features=frozenset(),
-    vector_bits=256,
-    vector_registers=16,
-    dot="vpmaddubsw",
-    l2_bytes=1 << 18,
-    schemes=("w*",),
-)
+TARGET = machine("w*")
 
 
 def calibration(count: int = 12, length: int = 24) -> Calibration:

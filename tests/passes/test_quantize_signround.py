@@ -22,7 +22,7 @@ from qcompiler.core.pipeline import Pipeline
 from qcompiler.core.program import Program
 from qcompiler.core.qtensor import QuantizedTensor
 from qcompiler.core.stage import Stage
-from qcompiler.core.target import Target
+from tests.machine import machine
 
 Make = Callable[..., Program]
 
@@ -30,18 +30,7 @@ QUICK = QuantizeSignround(iterations=8, start="search", learn="rounding")
 UP = "model.layers.1.mlp.up_proj.weight"
 
 
-TARGET = Target(
-    name="test-machine",
-    summary="a machine for tests",
-    tvm={"kind": "llvm"},
-    arch="x86_64",
-    features=frozenset(),
-    vector_bits=256,
-    vector_registers=16,
-    dot="vpmaddubsw",
-    l2_bytes=1 << 18,
-    schemes=("w2a8*", "w4a8*", "w8a8*", "w4g*", "w3g*"),
-)
+TARGET = machine("w2a8*", "w4a8*", "w8a8*", "w4g*", "w3g*")
 
 
 def plan(scheme: str) -> SetBits:
