@@ -1,13 +1,13 @@
-"""Quantise one model to 4 bits with this compiler's methods and with GPTQModel, and compare.
+"""Quantise one model to 4 bits with this compiler's methods and with its rivals', and compare.
 
-    python benchmarks/gptq_peers.py TEXT [--samples 32] [--length 512] [--rival-python PYTHON]
+    python benchmarks/gptq_peers.py TEXT [--samples 32] [--length 512] [--gptqmodel PYTHON]
 
 All calibrate on the same samples of the first half of the text and predict the second half, in
 torch, through the same arithmetic: the products of the layers in 4 bits, symmetric, a scale for a
 group of inputs; embedding and head stay float. Shown are the rise of the negative log-likelihood
 over the float model, with its 95 % interval, and the divergence from it, with float activations
-and with activations of 8 bits. GPTQModel is left out where it is not installed; it may live in an
-environment of its own.
+and with activations of 8 bits. GPTQModel and AutoRound are left out where they are not installed;
+they may live in environments of their own.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from passes.canonicalize import Canonicalize
 from passes.planned import planned_weights, put_codes
 from passes.quantize_gptq import QuantizeGptq
 from passes.quantize_rtn import QuantizeRtn
+from passes.quantize_signround import QuantizeSignround
 from passes.segments import segments
 from passes.set_bits import Rule, SetBits
 from qcompiler.core.calibration import Calibration
@@ -49,11 +50,30 @@ from qcompiler.frontend.capture import capture
 from qcompiler.packaged import packaged_file
 from qcompiler.tokenizer import open_tokenizer
 
-WORKER = Path(__file__).with_name("gptqmodel_worker.py")
-RIVAL = "GPTQModel"
-INSTALL = "pip install gptqmodel"
+FOLDER = Path(__file__).parent / "rivals"
+
+
+@dataclass(frozen=True)
+class Rival:
+    """Another quantiser: its package, and the script that runs it."""
+
+    name: str
+    package: str
+    worker: str
+
+    def is_installed(self, python: str) -> bool:
+        """Say whether that interpreter finds the package."""
+        asked = f"import importlib.util as u, sys; sys.exit(not u.find_spec({self.package!r}))"
+        return not subprocess.run([python, "-P", "-c", asked], check=False).returncode
+
+
+RIVALS = (
+    Rival("GPTQModel", "gptqmodel", "gptqmodel_worker.py"),
+    Rival("AutoRound", "auto_round", "autoround_worker.py"),
+)
 
 METHODS: dict[str, Pass] = {
+    "round to nearest, -7 to 7": QuantizeRtn(range="restricted"),
     "round to nearest": QuantizeRtn(),
     "searched by weight": QuantizeRtn(search="weight"),
     "searched by activation": QuantizeRtn(search="activation"),
@@ -63,6 +83,9 @@ METHODS: dict[str, Pass] = {
     "gptq, no correction": QuantizeGptq(correction=0.0),
     "gptq, no sweeps": QuantizeGptq(sweeps=0),
     "gptq": QuantizeGptq(),
+    "learned rounding": QuantizeSignround(start="search", learn="rounding"),
+    "gptq, learned rounding": QuantizeSignround(learn="rounding"),
+    "gptq, learned scales": QuantizeSignround(),
 }
 
 
@@ -122,21 +145,20 @@ class Comparison:
         Pipeline((METHODS[method],), start=Stage.PLANNED).run(program, context)
         return self.score(method, scheme, program, time.perf_counter() - start)
 
-    def rival(self, schemes: list[str]) -> list[Row]:
-        """Run GPTQModel once; its codes serve for either kind of activations."""
-        python = self.options.rival_python
-        asked = subprocess.run([python, "-P", "-c", "import gptqmodel"], capture_output=True)
-        if asked.returncode:
-            self.console.print(f"{RIVAL} is left out; install it with: {INSTALL}")
+    def rival(self, rival: Rival, python: str, schemes: list[str]) -> list[Row]:
+        """Run a rival once; its codes serve for either kind of activations."""
+        if not rival.is_installed(python):
+            name = rival.package.replace("_", "-")
+            self.console.print(f"{rival.name} is left out; install it with: pip install {name}")
             return []
         group = QuantScheme.parse(schemes[0]).weight.group_size(1 << 30)
         with tempfile.TemporaryDirectory() as folder:
             samples, out = Path(folder, "samples.json"), Path(folder, "codes.safetensors")
             samples.write_text(json.dumps(self.samples), encoding="utf-8")
             model = str(packaged_file(self.options.model))
-            command = [python, "-P", str(WORKER), model, str(samples), str(group), str(out)]
-            # On two cores it would ask for one worker more than it grants itself. -P above: what
-            # lies beside the script is not to be taken for a package.
+            worker = str(FOLDER / rival.worker)
+            command = [python, worker, model, str(samples), str(group), str(out)]
+            # On two cores GPTQModel would ask for one worker more than it grants itself.
             done = subprocess.run(
                 command,
                 capture_output=True,
@@ -145,7 +167,7 @@ class Comparison:
                 env={**os.environ, "GPTQMODEL_CPU_WORKERS": "2"},
             )
             if done.returncode:
-                raise SystemExit(f"{RIVAL} failed:\n{done.stderr}")
+                raise SystemExit(f"{rival.name} failed:\n{done.stderr}")
             took: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
             tensors = load_file(out)
         rows = []
@@ -162,7 +184,7 @@ class Comparison:
                 for entry, weight in planned.items()
             }
             put_codes(program, planned, codes)
-            rows.append(self.score(RIVAL, scheme, program, took["seconds"]))
+            rows.append(self.score(rival.name, scheme, program, took["seconds"]))
         return rows
 
     def score(self, method: str, scheme: str, program: Program, seconds: float) -> Row:
@@ -236,7 +258,8 @@ def main() -> None:
     parser.add_argument(
         "--methods", default="round to nearest;gptq", help="of: " + "; ".join(METHODS)
     )
-    parser.add_argument("--rival-python", default=sys.executable)
+    parser.add_argument("--gptqmodel", default=sys.executable, help="Python that has it")
+    parser.add_argument("--autoround", default=sys.executable, help="Python that has it")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     schemes = options.schemes.split(",")
@@ -248,7 +271,8 @@ def main() -> None:
         for method in options.methods.split(";")
         for scheme in schemes
     ]
-    rows += comparison.rival(schemes)
+    for rival, python in zip(RIVALS, (options.gptqmodel, options.autoround), strict=True):
+        rows += comparison.rival(rival, python, schemes)
 
     table = Table(title=f"{options.model}, {options.samples} samples of {options.length} tokens")
     for column in ("method", "scheme", "rise of the NLL", "95 %", "KL", "top 1", "seconds"):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
+import os
 import shutil
 import tempfile
 import weakref
@@ -21,6 +23,7 @@ Values = dict[str, torch.Tensor | int]
 
 _VALUES = "values"  # where a file's metadata has the names in order, and what is no tensor
 _COUNT = "count"
+_TRIM = 1 << 26  # bytes kept after which pages that were freed go back to the system
 _ALIGNMENT = 64  # bytes; what torch gives every tensor that it makes
 
 
@@ -48,6 +51,7 @@ class Activations(Sequence[Values]):
         self._folder: Path | None = None
         self._remove: weakref.finalize[..., Activations] | None = None
         self._written = 0
+        self._kept_since = 0
         self._samples: list[_Kept | Path] = []
         self.memory_bytes = 0
         """What the samples in memory take."""
@@ -155,6 +159,10 @@ class Activations(Sequence[Values]):
         size = sum(v.nbytes for v in values.values() if isinstance(v, torch.Tensor))
         if self._budget is None or self.memory_bytes + size <= self._budget:
             self.memory_bytes += size
+            self._kept_since += size
+            if self._kept_since >= _TRIM:
+                self._kept_since = 0
+                _return_freed_pages()
             return _Kept(values, size)
         if self._folder is None:
             self._folder = Path(
@@ -180,6 +188,17 @@ class _Kept:
 
     values: Values
     size: int
+
+
+def _return_freed_pages() -> None:
+    """Give pages of the heap that are free back to the system, where the C library can.
+
+    glibc before 2.38 hardly ever fills the hole that an aligned block left with another of its
+    size. What is kept between temporaries of many samples would make the heap twice as large.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:
+        trim(0)
 
 
 def _owned(values: Values) -> Values:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -23,14 +24,20 @@ from qcompiler.core.progress import Progress
 from qcompiler.core.qtensor import QuantizedTensor
 
 
+FLOAT_TOKENS = 1 << 15
+"""Tokens of samples that the float model is run on beside the quantised one. What it is wanted for,
+a correction and a target, needs fewer than a second moment does, and it takes half the time."""
+
+
 @dataclass
 class BlockRun:
     """One block that is to be quantised, and what goes into it.
 
     `inputs` are the values before the block when all that was before it is quantised,
-    `float_inputs` those of the float model when the loop was asked for them, which `float_forward`
-    runs through the block. `planned` are the block's weights that are to be quantised, by entry;
-    `known` the codes of entries that are settled already, such as a table that is tied to the head.
+    `float_inputs` those of the float model when the loop was asked for them, of the first samples
+    only where there are many (`FLOAT_TOKENS`), which `float_forward` runs through the block. A quantiser may turn either into the outputs that it returns. `planned`
+    are the block's weights that are to be quantised, by entry; `known` the codes of entries that
+    are settled already, such as a table that is tied to the head.
     """
 
     program: Program
@@ -44,6 +51,8 @@ class BlockRun:
     known: Codes
     progress: Progress
     budget: int | None
+    span: tuple[float, float] = (0.0, 1.0)
+    """Which part of the work on this block is under way, as shares of it."""
 
     @cached_property
     def float_outputs(self) -> Activations | None:
@@ -62,8 +71,10 @@ class BlockRun:
         return schemes_of(self.program, self.segment, {**self.known, **codes})
 
     def advance(self, share: float) -> None:
-        """Say that a share of this block's work is done, from 0 to 1."""
-        self.progress.advance(round(100 * (self.index + share)), 100 * self.count)
+        """Say that a share of this part of the block's work is done, from 0 to 1."""
+        begin, end = self.span
+        done = self.index + begin + share * (end - begin)
+        self.progress.advance(round(100 * done), 100 * self.count)
 
 
 @dataclass
@@ -83,8 +94,9 @@ class BlockResult:
 class BlockQuantizer(Protocol):
     """A method to find codes."""
 
-    float_chain: bool
-    """Whether it wants the float model's values before and after the block."""
+    @property
+    def float_chain(self) -> bool:
+        """Whether it wants the float model's values before and after the block."""
 
     def quantize_block(self, run: BlockRun) -> BlockResult:
         """Return codes for every planned weight of a block."""
@@ -196,7 +208,7 @@ class _Loop:
             outputs = self._forward(part, quantized, weights, schemes)
         after = run.float_outputs if result.float_outputs is None else result.float_outputs
         for old in (quantized, plain):
-            if old is not None:
+            if old is not None and old is not outputs and old is not after:
                 old.close()
         gc.collect()
         return result, outputs, after
@@ -220,11 +232,20 @@ class _Loop:
             opened = [self.checkpoint.activations(chain, self.budget) for chain in wanted]
         else:
             order = GraphOrder(self.program)
+            samples = self.calibration.samples
             opened = [
-                Activations(map(order.inputs, self.calibration.samples), budget=self.budget)
-                for _ in wanted
+                Activations(map(order.inputs, part), budget=self.budget)
+                for part in (samples, samples[: self._float_samples()])[: len(wanted)]
             ]
         return opened[0], opened[1] if len(opened) > 1 else None
+
+    def _float_samples(self) -> int:
+        """Return how many samples the float model is run on."""
+        samples = self.calibration.samples
+        if self.program.info.kind != "causal-lm":
+            return len(samples)
+        ends = itertools.accumulate(tokens.numel() for (tokens,) in samples)
+        return max(1, sum(end <= FLOAT_TOKENS for end in ends))
 
     def _planned_in(self, part: Segment) -> list[str]:
         """Return the entries that the products of a segment read, and nothing else does."""

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
-from typing import ClassVar, Literal, cast
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
 
 import torch
-from torch import fx
 
-from passes.activations import Values
+from passes.activations import Activations, Values
 from passes.block_loop import BlockResult, BlockRun, cannot_quantize, quantize_blocks
-from passes.gptq import GptqSettings, gptq
+from passes.gptq import GptqSettings
+from passes.gptq_block import GptqOfBlocks, note_operators
 from passes.rounding import round_to_nearest
 from passes.scale_search import round_searched
 from passes.signround import BlockLoss, LearnedScales, LearnedWeight, Training, learn_rounding
@@ -43,6 +42,12 @@ SMALLEST = 1e-12
 LEARNED_BITS = 7
 """With more, rounding to nearest loses next to nothing."""
 
+GPTQ = GptqOfBlocks(settings=GptqSettings(), keeps_inputs=True)
+"""How codes are found that learning starts from."""
+
+GPTQ_SHARE = 0.3
+"""About which share of the time that takes; what is left is for learning."""
+
 MOST_WEIGHED = 16
 """On how many samples the mean squares of inputs are measured, by which scales are searched."""
 
@@ -56,12 +61,13 @@ class QuantizeSignround(Pass):
 
     Blocks are taken in order, each with the inputs that the quantised blocks before it give, and
     trained towards what the float model has after it, with its activations quantised as they will
-    be. `start` says which codes and scales the learning starts from: the nearest codes at the
-    scale of the full range ("rtn"), at the scale that errs least on the inputs ("search"), or those
-    of GPTQ. The learning rates of offsets and of scales fall linearly to zero, from 1 / iterations
-    unless given, and from 0.25 and 0.15 of that where learning starts from GPTQ. `learn` says
-    whether rounding and scales are learned, or codes stay and only scales are. Weights of 8 bits,
-    and those that a table shares, are rounded at searched scales.
+    be. `start` says which codes and scales the learning starts from: the nearest codes at the scale
+    of the full range ("rtn"), at the scale that errs least on the inputs ("search"), or those of
+    `quantize-gptq` as it is by default ("gptq"). `learn` says whether rounding and scales are
+    learned, or codes stay and only scales are. Learning rates fall linearly to zero, those of
+    offsets and scales from 1 / iterations unless given, or from 0.25 and 0.15 of that where
+    learning starts from GPTQ. Weights of 8 bits keep what they start from; those that a table
+    shares are rounded at searched scales.
     """
 
     name: ClassVar[str] = "quantize-signround"
@@ -112,14 +118,19 @@ class QuantizeSignround(Pass):
         records = quantize_blocks(
             program, context, self, _LearnedRounding(training, self.start, self.learn)
         )
-        learned = [record for record in records if record]
+        if self.start == "gptq":
+            operators = {
+                name: one for record in records for name, one in record.get("operators", {}).items()
+            }
+            note_operators(context, self.name, operators, GPTQ.settings.damping)
+        learned = [record for record in records if "learned" in record]
         context.record(
             self.name,
             "blocks_measure",
             "squared error of the block's output, relative for each token",
         )
-        context.record(self.name, "curves", [record.pop("curve") for record in learned])
-        context.record(self.name, "blocks", learned)
+        context.record(self.name, "curves", [record["curve"] for record in learned])
+        context.record(self.name, "blocks", [record["learned"] for record in learned])
 
 
 @dataclass
@@ -135,29 +146,37 @@ class _LearnedRounding:
         return round_searched(weight, form)
 
     def quantize_block(self, run: BlockRun) -> BlockResult:
-        codes = starting_codes(run, self.start)
+        if self.start == "gptq":
+            start = GPTQ.quantize_block(replace(run, span=(0.0, GPTQ_SHARE)))
+            run = replace(run, span=(GPTQ_SHARE, 1.0))
+        else:
+            start = rounded(run, self.start)
+        record: dict[str, Any] = {"operators": start.record}
         learned = {
             entry: (
-                LearnedScales(codes[entry])
+                LearnedScales(start.codes[entry])
                 if self.learn == "scales"
-                else LearnedWeight(run.program.weights.tensor(entry), codes[entry])
+                else LearnedWeight(run.program.weights.tensor(entry), start.codes[entry])
             )
             for entry, weight in run.planned.items()
             if weight.scheme.weight.bits <= LEARNED_BITS
         }
         if not learned:
-            return BlockResult(codes)
-        loss = block_loss(run, codes)
-        found = learn_rounding(learned, loss, len(run.inputs), self.training, watch=run.advance)
-        record = {
+            return replace(start, record=record)
+        targets = run.float_outputs if start.float_outputs is None else start.float_outputs
+        assert targets is not None
+        loss = block_loss(run, start.codes, targets)
+        found = learn_rounding(learned, loss, len(targets), self.training, watch=run.advance)
+        record["learned"] = {
             "block": run.index,
             "before": found.before,
             "after": found.after,
             "iterations": self.training.iterations,
             "best": found.best,
-            "curve": thinned(found.curve),
         }
-        return BlockResult(codes | found.codes, record)
+        record["curve"] = thinned(found.curve)
+        codes = start.codes | found.codes
+        return BlockResult(codes, record, float_outputs=targets)
 
 
 def thinned(curve: Sequence[float]) -> list[float]:
@@ -171,14 +190,14 @@ def thinned(curve: Sequence[float]) -> list[float]:
     return [sum(part) / len(part) for part in parts]
 
 
-def block_loss(run: BlockRun, codes: Mapping[str, QuantizedTensor]) -> BlockLoss:
-    """Return the relative error of a block's output as a function of sample and weights.
+def block_loss(
+    run: BlockRun, codes: Mapping[str, QuantizedTensor], targets: Activations
+) -> BlockLoss:
+    """Return the error of a block's output, relative to `targets`, by sample and weights.
 
     The weights by entry that it is called with take the place of `codes`, which take that of the
     float ones; activations are quantised as the plan says.
     """
-    assert run.float_outputs is not None
-    targets = run.float_outputs
     fixed = run.weights(dict(codes))
     schemes = run.schemes(codes)
     store = run.program.weights
@@ -212,55 +231,39 @@ def error(outputs: Values, wanted: Values, name: str) -> torch.Tensor | None:
     return ((output - target).square() / power).mean()
 
 
-def starting_codes(run: BlockRun, start: Start) -> dict[str, QuantizedTensor]:
-    """Return the codes that learning starts from, by entry."""
-    moments = {} if start == "rtn" else _moments(run, whole=start == "gptq")
+def rounded(run: BlockRun, start: Literal["rtn", "search"]) -> BlockResult:
+    """Return codes that are the nearest, by entry, at searched scales if wanted."""
+    powers = _mean_squares(run) if start == "search" else {}
     codes = {}
     for entry, weight in run.planned.items():
         value, form = run.program.weights.tensor(entry), weight.scheme.weight
+        power = powers.get(entry)
         try:
-            codes[entry] = _rounded(value, form, start, moments.get(entry))
+            codes[entry] = (
+                round_to_nearest(value, form)
+                if power is None
+                else round_searched(value, form, importance=power)
+            )
         except QCompilerError as problem:
             raise cannot_quantize(entry, problem) from None
-    return codes
+    return BlockResult(codes)
 
 
-def _rounded(
-    weight: torch.Tensor, form: TensorFormat, start: Start, moment: torch.Tensor | None
-) -> QuantizedTensor:
-    if moment is None:
-        return round_to_nearest(weight, form)
-    if start == "gptq" and form.bits <= LEARNED_BITS:
-        return gptq(weight, moment, form, GptqSettings(sweeps=2)).weight
-    return round_searched(
-        weight, form, importance=moment if moment.dim() == 1 else moment.diagonal()
-    )
+def _mean_squares(run: BlockRun) -> dict[str, torch.Tensor]:
+    """Return the squares of what planned products read, [k], summed over tokens, by entry."""
+    entries = {
+        name: run.program.weights.resolve(str(weight_of(node)))
+        for name, node in run.segment.linears()
+    }
+    sums: dict[str, torch.Tensor] = {}
 
-
-def _moments(run: BlockRun, *, whole: bool) -> dict[str, torch.Tensor]:
-    """Return the second moments of what planned products read, by entry: [k, k], or the diagonal.
-
-    Products that read one value share one matrix.
-    """
-    store = run.program.weights
-    products = {name: node for name, node in run.segment.linears()}
-    read: dict[fx.Node, list[str]] = {}
-    for node in products.values():
-        entry = store.resolve(str(weight_of(node)))
+    def add(name: str, x: torch.Tensor) -> None:
+        entry = entries[name]
         if entry in run.planned:
-            read.setdefault(cast(fx.Node, node.args[0]), []).append(entry)
-    sums: dict[fx.Node, torch.Tensor] = {}
-
-    def add(seen: set[fx.Node], name: str, x: torch.Tensor) -> None:
-        source = cast(fx.Node, products[name].args[0])
-        if source not in read or source in seen:
-            return
-        seen.add(source)
-        flat = x.reshape(-1, x.shape[-1])
-        moment = flat.T @ flat if whole else flat.square().sum(0)
-        sums[source] = sums[source].add_(moment) if source in sums else moment
+            squares = x.reshape(-1, x.shape[-1]).square().sum(0)
+            sums[entry] = sums[entry].add_(squares) if entry in sums else squares
 
     weights, schemes = run.weights(), run.schemes(run.planned)
-    for index in range(len(run.inputs) if whole else min(MOST_WEIGHED, len(run.inputs))):
-        run.segment.run(run.inputs[index], weights, schemes, tap=partial(add, set()))
-    return {entry: sums[source] for source, entries in read.items() for entry in entries}
+    for index in range(min(MOST_WEIGHED, len(run.inputs))):
+        run.segment.run(run.inputs[index], weights, schemes, tap=add)
+    return sums

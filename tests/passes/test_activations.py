@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import gc
+import os
+import sys
 from pathlib import Path
 
 import hypothesis.strategies as st
@@ -207,3 +209,18 @@ def test_a_damaged_folder_is_refused(tmp_path: Path, damage: str) -> None:
         last.write_bytes(last.read_bytes()[:-1])
     with pytest.raises(ValueError, match="holds no whole set of activations"):
         Activations.load(saved)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
+def test_temporaries_between_samples_leave_no_holes() -> None:
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    before = resident()
+    kept = Activations()
+    size = 1 << 20
+    for index in range(64):
+        temporary = [torch.full((size,), float(index)) for _ in range(3)]
+        kept.append({"x": temporary[1][: size // 2].clone()})
+    assert kept.memory_bytes == 64 * size * 2
+    assert resident() - before < kept.memory_bytes + (100 << 20)

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from passes import quantize_gptq
+from passes import block_loop, gptq_block
+from passes.block_loop import BlockRun
 from passes.gptq import gptq
 from passes.quantize_gptq import QuantizeGptq
 from passes.quantize_rtn import QuantizeRtn
@@ -212,12 +213,12 @@ def test_what_was_stopped_goes_on_to_the_same_codes(
         return gptq(*given, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(quantize_gptq, "gptq", stops)
+        patch.setattr(gptq_block, "gptq", stops)
         with pytest.raises(KeyboardInterrupt):
             quantized(work=tmp_path)
     done: list[int] = []
     with monkeypatch.context() as patch:
-        patch.setattr(quantize_gptq, "gptq", lambda *a, **o: (done.append(1), gptq(*a, **o))[1])
+        patch.setattr(gptq_block, "gptq", lambda *a, **o: (done.append(1), gptq(*a, **o))[1])
         program, context = quantized(work=tmp_path)
     assert len(done) == 7
     assert same(program, expected)
@@ -293,3 +294,31 @@ def test_options_that_cannot_work_are_refused() -> None:
         QuantizeGptq(damping=3)
     with pytest.raises(ConfigError, match="correction 2 is not a share between 0 and 1"):
         QuantizeGptq(correction=2)
+
+
+def test_the_float_model_runs_on_the_first_samples_only_where_there_are_many(
+    quantized: Quantized, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = []
+    run = gptq_block.GptqOfBlocks.quantize_block
+
+    def watch(self: Any, block: BlockRun) -> Any:
+        assert block.float_inputs is not None
+        counts.append((len(block.inputs), len(block.float_inputs)))
+        return run(self, block)
+
+    monkeypatch.setattr(gptq_block.GptqOfBlocks, "quantize_block", watch)
+    monkeypatch.setattr(block_loop, "FLOAT_TOKENS", 3 * 24)
+    quantized()
+    assert set(counts) == {(12, 3)}
+
+
+def test_a_drift_seen_on_some_inputs_stands_for_all() -> None:
+    x = torch.randn(8, 300, generator=torch.Generator().manual_seed(1))
+    moments = gptq_block._Moments.zeros(x, drift=True)
+    moments.add_inputs(x)
+    moments.add_inputs(x)
+    moments.add_drift(0.5 * x, x)
+    moments.complete()
+    torch.testing.assert_close(moments.hessian, 2 * x.T @ x)
+    torch.testing.assert_close(moments.drift, x.T @ x)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from passes.quantize_gptq import QuantizeGptq
 from passes.quantize_rtn import QuantizeRtn
 from passes.quantize_signround import Learn, QuantizeSignround, Start
 from passes.scale_search import round_searched
@@ -20,6 +21,7 @@ from qcompiler.core.interpreter import TorchLanguageModel
 from qcompiler.core.pass_base import Pass, PassContext
 from qcompiler.core.pipeline import Pipeline
 from qcompiler.core.program import Program
+from qcompiler.core.progress import NoProgress
 from qcompiler.core.qtensor import QuantizedTensor
 from qcompiler.core.stage import Stage
 from tests.machine import machine
@@ -166,6 +168,25 @@ def test_a_weight_that_is_not_finite_is_named(tiny_llama: Make) -> None:
     context = PassContext(target=TARGET, calibration=calibration())
     with pytest.raises(QCompilerError, match=r"model\.layers\.1\.mlp\.up_proj|infinite"):
         Pipeline((plan("w4a8g32"), QUICK)).run(program, context)
+
+
+def test_it_starts_from_the_codes_of_quantize_gptq(
+    quantized: Callable[..., tuple[Program, PassContext]],
+) -> None:
+    still = QuantizeSignround(iterations=1, scale_learning_rate=0.0)
+    assert same(quantized(still)[0], quantized(QuantizeGptq())[0])
+
+
+def test_progress_only_grows(quantized: Callable[..., tuple[Program, PassContext]]) -> None:
+    shares: list[int] = []
+
+    class Watch(NoProgress):
+        def advance(self, part: int, total: int) -> None:
+            shares.append(part)
+
+    quantized(QuantizeSignround(iterations=4), progress=Watch())
+    assert shares == sorted(shares)
+    assert len(shares) > 10
 
 
 def test_it_needs_samples(tiny_llama: Make) -> None:
