@@ -90,14 +90,14 @@ class Activations(Sequence[Values]):
     def __setitem__(self, index: int, values: Values) -> None:
         """Replace the values of a sample."""
         self._forget(self._samples[index])
-        self._samples[index] = self._keep(_owned(values))
+        self._samples[index] = self._keep(owned(values))
 
     def __iter__(self) -> Iterator[Values]:
         return (self[index] for index in range(len(self)))
 
     def append(self, values: Values) -> None:
         """Add a sample."""
-        self._samples.append(self._keep(_owned(values)))
+        self._samples.append(self._keep(owned(values)))
 
     def close(self) -> None:
         """Forget the samples and delete their files."""
@@ -201,7 +201,7 @@ def _return_freed_pages() -> None:
         trim(0)
 
 
-def _owned(values: Values) -> Values:
+def owned(values: Values) -> Values:
     """Return values whose tensors are contiguous and have their storage to themselves."""
     owned: Values = {}
     seen: set[int] = set()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -11,7 +12,7 @@ from typing import Any, Protocol
 
 import torch
 
-from passes.activations import Activations
+from passes.activations import Activations, owned
 from passes.checkpoint import Checkpoint, Codes, open_checkpoint
 from passes.planned import PlannedWeight, planned_weights, put_codes
 from passes.segments import GraphOrder, Segment, SegmentWeights, segments
@@ -23,10 +24,14 @@ from qcompiler.core.program import Program, operator_name, weight_of
 from qcompiler.core.progress import Progress
 from qcompiler.core.qtensor import QuantizedTensor
 
-
 FLOAT_TOKENS = 1 << 15
 """Tokens of samples that the float model is run on beside the quantised one. What it is wanted for,
 a correction and a target, needs fewer than a second moment does, and it takes half the time."""
+
+
+KEEP_EVERY = 60.0
+"""Seconds after which the values after a block are kept: writing them takes longer than running a
+block that is quantised already."""
 
 
 @dataclass
@@ -35,9 +40,10 @@ class BlockRun:
 
     `inputs` are the values before the block when all that was before it is quantised,
     `float_inputs` those of the float model when the loop was asked for them, of the first samples
-    only where there are many (`FLOAT_TOKENS`), which `float_forward` runs through the block. A quantiser may turn either into the outputs that it returns. `planned`
-    are the block's weights that are to be quantised, by entry; `known` the codes of entries that
-    are settled already, such as a table that is tied to the head.
+    only where there are many (`FLOAT_TOKENS`), which `float_forward` runs through the block. A
+    quantiser may turn either into the outputs that it returns. `planned` are the block's weights
+    that are to be quantised, by entry; `known` the codes of entries that are settled already, such
+    as a table that is tied to the head.
     """
 
     program: Program
@@ -141,6 +147,7 @@ class _Loop:
         self.program, self.context, self.quantizer = program, context, quantizer
         self.planned, self.calibration, self.checkpoint = planned, calibration, checkpoint
         self.codes: Codes = {}
+        self._kept_at = time.monotonic()
         parts = segments(program)
         # What comes after the last planned product need not be run.
         needed = [i for i, part in enumerate(parts) if self._planned_in(part)]
@@ -163,18 +170,34 @@ class _Loop:
                 f"going on after {start} of {len(self.parts)} blocks, which were done before"
             )
             self.context.progress.advance(100 * start, 100 * len(self.parts))
+        if start == len(self.parts):
+            return records
         quantized, plain = self._chains_into(start)
         for index in range(start, len(self.parts)):
             result, quantized, plain = self._block(index, quantized, plain)
             self.codes |= result.codes
             records.append(result.record)
             if self.checkpoint is not None:
-                chains = {"quantized": quantized}
-                if plain is not None:
-                    chains["float"] = plain
-                self.checkpoint.save(result.codes, result.record, chains)
+                self._save(self.checkpoint, result, quantized, plain)
             self.context.progress.advance(100 * (index + 1), 100 * len(self.parts))
         return records
+
+    def _save(
+        self,
+        checkpoint: Checkpoint,
+        result: BlockResult,
+        quantized: Activations,
+        plain: Activations | None,
+    ) -> None:
+        """Keep a finished block, and now and then the values after it."""
+        now = time.monotonic()
+        chains = None
+        if now - self._kept_at >= KEEP_EVERY:
+            self._kept_at = now
+            chains = {"quantized": quantized}
+            if plain is not None:
+                chains["float"] = plain
+        checkpoint.save(result.codes, result.record, chains)
 
     def _block(
         self, index: int, quantized: Activations, plain: Activations | None
@@ -200,12 +223,9 @@ class _Loop:
         missing = run.planned.keys() - result.codes.keys()
         if missing:
             raise TypeError(f"no codes were found for {sorted(missing)[0]}")
-        codes = self.codes | result.codes
         outputs = result.outputs
         if outputs is None:
-            schemes = schemes_of(self.program, part, codes)
-            weights = SegmentWeights(self.program, codes)
-            outputs = self._forward(part, quantized, weights, schemes)
+            outputs = self._quantized_forward(part, quantized, self.codes | result.codes)
         after = run.float_outputs if result.float_outputs is None else result.float_outputs
         for old in (quantized, plain):
             if old is not None and old is not outputs and old is not after:
@@ -220,15 +240,27 @@ class _Loop:
         weights: SegmentWeights,
         schemes: Mapping[str, QuantScheme],
     ) -> Activations:
+        """Run a block on every sample, cut as a quantiser may cut it: the bits are the same."""
         outputs = Activations(budget=self.budget)
+        pieces = part.split()
         for values in inputs:
-            outputs.append(check_finite(part.run(values, weights, schemes), part))
+            for piece in pieces:
+                values = owned(piece.run(values, weights, schemes))
+            outputs.append(check_finite(values, part))
         return outputs
 
+    def _quantized_forward(self, part: Segment, inputs: Activations, codes: Codes) -> Activations:
+        schemes = schemes_of(self.program, part, codes)
+        return self._forward(part, inputs, SegmentWeights(self.program, codes), schemes)
+
     def _chains_into(self, done: int) -> tuple[Activations, Activations | None]:
-        """Return what goes into the first block that is not done, from files or the samples."""
+        """Return what goes into the first block that is not done.
+
+        What lies between the last values that were kept, or the samples, and that is run again.
+        """
         wanted = ("quantized", "float") if self.quantizer.float_chain else ("quantized",)
-        if done and self.checkpoint is not None:
+        reached = 0 if self.checkpoint is None else self.checkpoint.reached
+        if reached and self.checkpoint is not None:
             opened = [self.checkpoint.activations(chain, self.budget) for chain in wanted]
         else:
             order = GraphOrder(self.program)
@@ -237,7 +269,12 @@ class _Loop:
                 Activations(map(order.inputs, part), budget=self.budget)
                 for part in (samples, samples[: self._float_samples()])[: len(wanted)]
             ]
-        return opened[0], opened[1] if len(opened) > 1 else None
+        quantized, plain = opened[0], opened[1] if len(opened) > 1 else None
+        for part in self.parts[reached:done]:
+            quantized = self._quantized_forward(part, quantized, self.codes)
+            if plain is not None:
+                plain = self._forward(part, plain, SegmentWeights(self.program), {})
+        return quantized, plain
 
     def _float_samples(self) -> int:
         """Return how many samples the float model is run on."""

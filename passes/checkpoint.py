@@ -30,27 +30,30 @@ STATE = "state.json"
 
 
 class Checkpoint:
-    """A folder with the codes of finished blocks, and the activations after the last of them.
+    """A folder with the codes of finished blocks, and the activations after one of them.
 
     A block is finished once `state.json` says so; it is written last, by renaming. The folder's
     name holds a hash of all that the result depends on: another model, text or option begins anew.
+
+    `done` blocks are finished, and activations are those after the first `reached` of them.
     """
 
     def __init__(self, folder: Path, formats: Mapping[str, TensorFormat]) -> None:
         self._folder = folder
         self._formats = formats
-        self.done = self._read_state()
+        self.done, self.reached = self._read_state()
 
-    def _read_state(self) -> int:
-        """Return how many blocks are finished; nothing that is damaged counts."""
+    def _read_state(self) -> tuple[int, int]:
+        """Return `done` and `reached`; nothing that is damaged counts."""
         try:
             state = json.loads((self._folder / STATE).read_text(encoding="utf-8"))
-            done = int(state["done"])
-            if all(self._block(i).is_file() for i in range(done)) and self._after(done).is_dir():
-                return done
+            done, reached = int(state["done"]), int(state["reached"])
+            blocks = all(self._block(i).is_file() for i in range(done))
+            if blocks and (not reached or self._after(reached).is_dir()):
+                return done, reached
         except (OSError, ValueError, KeyError, TypeError):
             pass
-        return 0
+        return 0, 0
 
     def codes(self, index: int) -> tuple[Codes, dict[str, Any]]:
         """Read a finished block's codes, and what was recorded of it."""
@@ -66,13 +69,13 @@ class Checkpoint:
         return found, record
 
     def activations(self, chain: str, budget: int | None) -> Activations:
-        """Open what went into the first block that is not finished."""
-        return Activations.load(self._after(self.done) / chain, budget=budget)
+        """Open the values after the first `reached` blocks."""
+        return Activations.load(self._after(self.reached) / chain, budget=budget)
 
     def save(
-        self, codes: Codes, record: Mapping[str, Any], chains: Mapping[str, Activations]
+        self, codes: Codes, record: Mapping[str, Any], chains: Mapping[str, Activations] | None
     ) -> None:
-        """Keep the next block: its codes, what was recorded of it, and the activations after it."""
+        """Keep the next block: codes, what was recorded, and if given the activations after it."""
         self._folder.mkdir(parents=True, exist_ok=True)
         tensors: dict[str, torch.Tensor] = {}
         for name, entry in codes.items():
@@ -85,17 +88,19 @@ class Checkpoint:
             safetensors.torch.save(data, metadata={"record": json.dumps(dict(record))})
         )
         partial.rename(self._block(self.done))
-        after = self._after(self.done + 1)
-        shutil.rmtree(after, ignore_errors=True)
-        after.mkdir()
-        for chain, activations in chains.items():
-            activations.save(after / chain)
-        partial.write_text(json.dumps({"done": self.done + 1}), encoding="utf-8")
+        done, reached = self.done + 1, self.reached
+        if chains is not None:
+            reached = done
+            after = self._after(reached)
+            shutil.rmtree(after, ignore_errors=True)
+            after.mkdir()
+            for chain, activations in chains.items():
+                activations.save(after / chain)
+        partial.write_text(json.dumps({"done": done, "reached": reached}), encoding="utf-8")
         partial.rename(self._folder / STATE)
-        self.done += 1
-        # What went into this block is needed no more.
+        self.done, self.reached = done, reached
         for folder in self._folder.glob("after-*"):
-            if folder != self._after(self.done):
+            if folder != self._after(reached):
                 shutil.rmtree(folder, ignore_errors=True)
 
     def _block(self, index: int) -> Path:

@@ -10,6 +10,7 @@ from typing import ClassVar
 import pytest
 import torch
 
+from passes import block_loop
 from passes.block_loop import BlockResult, BlockRun, quantize_blocks
 from passes.quantize_rtn import QuantizeRtn
 from passes.rounding import round_to_nearest
@@ -107,10 +108,17 @@ def test_every_planned_weight_gets_codes(planned: Make, float_chain: bool) -> No
     assert len(records) == 4
 
 
+@pytest.mark.parametrize("keep_every", [0.0, 1e9])
 @pytest.mark.parametrize(("stop", "float_chain"), [(1, False), (3, True)])
 def test_what_was_stopped_goes_on_to_the_same_codes(
-    planned: Make, tmp_path: Path, stop: int, float_chain: bool
+    planned: Make,
+    tmp_path: Path,
+    stop: int,
+    float_chain: bool,
+    keep_every: float,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(block_loop, "KEEP_EVERY", keep_every)
     whole = planned()
     expected = quantize_blocks(whole, context(), Step(), Rounding(float_chain=float_chain))
     stopped = Rounding(float_chain=float_chain, stop_at=stop)
@@ -124,7 +132,10 @@ def test_what_was_stopped_goes_on_to_the_same_codes(
     assert all(torch.equal(codes(program)[n], c) for n, c in codes(whole).items())
 
 
-def test_what_is_all_done_is_read_again(planned: Make, tmp_path: Path) -> None:
+def test_what_is_all_done_is_read_again(
+    planned: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(block_loop, "KEEP_EVERY", 0.0)
     program, again, second = planned(), planned(), Rounding()
     quantize_blocks(program, context(tmp_path), Step(), Rounding())
     quantize_blocks(again, context(tmp_path), Step(), second)
