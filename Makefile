@@ -3,6 +3,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# A process for each processor, each of which computes on one thread.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 SOURCES := $(shell find qcompiler passes codegen targets -type f -not -path '*/__pycache__/*' 2>/dev/null)
 
 .DEFAULT_GOAL := help
@@ -14,11 +16,11 @@ demo: $(VENV)/.installed $(VENV)/.models  ## Compile SmolLM2-135M to 4 bits, ask
 
 .PHONY: test
 test: $(VENV)/.installed $(VENV)/.tested-with $(VENV)/.models  ## Run every test that this machine can run
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 .PHONY: quick
 quick: $(VENV)/.installed $(VENV)/.tested-with $(VENV)/.models  ## Run the tests that take less than ten seconds each
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 .PHONY: check
 check: $(VENV)/.installed $(VENV)/.tested-with  ## Check format, lint, types and the direction of imports

@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,9 @@ from qcompiler.evaluation import Evaluation, evaluate
 from qcompiler.frontend.capture import capture
 from qcompiler.packaged import packaged_file
 from qcompiler.tokenizer import open_tokenizer
+
+MACHINE = replace(targets.TARGETS[0], schemes=("w*",))
+"""No kernel runs here, so that formats without one may be compared as well."""
 
 FOLDER = Path(__file__).parent / "rivals"
 
@@ -121,7 +124,7 @@ class Comparison:
 
     def program(self) -> Program:
         program = capture(self.options.model)
-        Pipeline((Canonicalize(),)).run(program, PassContext(target=targets.TARGETS[0]))
+        Pipeline((Canonicalize(),)).run(program, PassContext(target=MACHINE))
         return program
 
     def planned(self, scheme: str) -> Program:
@@ -131,7 +134,7 @@ class Comparison:
             Rule(kind="embedding", scheme="float"),
             Rule(kind="head", scheme="float"),
         )
-        SetBits(rules=rules).run(program, PassContext(target=targets.TARGETS[0]))
+        SetBits(rules=rules).run(program, PassContext(target=MACHINE))
         program.stage = Stage.PLANNED
         return program
 
@@ -140,7 +143,7 @@ class Comparison:
         calibration = Calibration(
             samples=tuple((torch.tensor(part),) for part in self.samples), source="the text"
         )
-        context = PassContext(target=targets.TARGETS[0], calibration=calibration)
+        context = PassContext(target=MACHINE, calibration=calibration)
         start = time.perf_counter()
         Pipeline((METHODS[method],), start=Stage.PLANNED).run(program, context)
         return self.score(method, scheme, program, time.perf_counter() - start)

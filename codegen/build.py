@@ -2,37 +2,87 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import tvm
-from tvm import relax
+from tvm import ir, relax, tirx
 
 from codegen.generic_schedule import schedule_module
 from codegen.linker import find_linker
 from codegen.shape_functions import OrderShapeFunctions
+from codegen.step import make_step
+from codegen.team import NotForATeam
+from qcompiler.core.artifact import StepFacts
 from qcompiler.core.target import Target
 
+STEPS = ("decode",)
+"""Functions that are called for every token, and are made steps where that can be done."""
 
-def build(module: tvm.IRModule, target: Target, path: Path) -> None:
+
+@dataclass(frozen=True)
+class Compiled:
+    """A module in memory; `steps` has the layout of those functions that became one."""
+
+    executable: tvm.runtime.Executable
+    steps: dict[str, StepFacts]
+    notes: tuple[str, ...]
+    """What did not go as wanted."""
+
+
+def build(module: tvm.IRModule, target: Target, path: Path) -> Compiled:
     """Compile `module` for `target` and link it to the shared library `path`.
 
     Raises:
         UnsupportedError: no linker is installed.
     """
     linker = find_linker()
-    executable = compile_module(module, target)
+    compiled = compile_module(module, target)
     # No build id, no symbols: the same input gives the same bytes.
-    executable.export_library(
+    compiled.executable.export_library(
         str(path), cc=linker, options=["-shared", "-fPIC", "-s", "-Wl,--build-id=none"]
     )
+    return compiled
 
 
-def compile_module(module: tvm.IRModule, target: Target) -> tvm.runtime.Executable:
-    """Compile `module` in memory."""
+def compile_module(
+    module: tvm.IRModule, target: Target, *, steps: Sequence[str] = STEPS
+) -> Compiled:
+    """Compile `module` in memory, those of its functions that are named in `steps` as steps."""
     tvm_target = tvm.target.Target(dict(target.tvm))
+    facts: dict[str, StepFacts] = {}
+    notes: list[str] = []
+    added: dict[ir.GlobalVar, tirx.PrimFunc] = {}
     with tvm_target:
         module = schedule_module(_fuse(module), target)
-        return relax.build(module, tvm_target, relax_pipeline=_pipeline())
+        for name in steps:
+            if name not in {var.name_hint for var in module.get_global_vars()}:
+                continue
+            try:
+                step = make_step(module, name)
+            except NotForATeam as problem:
+                notes.append(f"{name} runs kernel by kernel, and not as a whole: {problem}")
+                continue
+            added |= step.functions
+            facts[name] = StepFacts(
+                symbol=step.symbol, shared_bytes=step.shared_bytes, thread_bytes=step.thread_bytes
+            )
+            del module[name]
+        # Kernels that only a step calls are not needed by themselves.
+        module = relax.transform.DeadCodeElimination()(module)
+        pipeline = tvm.transform.Sequential([_pipeline(), _adding(added)])
+        executable = relax.build(module, tvm_target, relax_pipeline=pipeline)
+    return Compiled(executable, facts, tuple(notes))
+
+
+def _adding(functions: dict[ir.GlobalVar, tirx.PrimFunc]) -> tvm.transform.Pass:
+    def add(module: tvm.IRModule, _: tvm.transform.PassContext) -> tvm.IRModule:
+        for var, function in functions.items():
+            module[var] = function
+        return module
+
+    return tvm.transform.module_pass(add, opt_level=0, name="AddSteps")
 
 
 def runtime_library() -> Path:

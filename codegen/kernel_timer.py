@@ -38,7 +38,7 @@ class MachineKernelTimer:
     """
 
     target: Target
-    prepare: Callable[[], None]
+    prepare: Callable[[], object]
 
     def linear_seconds(
         self,
@@ -60,7 +60,9 @@ class MachineKernelTimer:
 
     def _measure(self, program: Program, tokens: int, spread: int) -> float:
         lowered = lower(program, self.target)
-        machine = relax.VirtualMachine(compile_module(lowered.module, self.target), tvm.cpu())
+        machine = relax.VirtualMachine(
+            compile_module(lowered.module, self.target).executable, tvm.cpu()
+        )
         rng = np.random.default_rng(0)
         shapes = [(tokens, int(node.meta["val"].shape[1])) for node in program.placeholders()]
         inputs = [tvm.runtime.tensor(rng.standard_normal(s, np.float32)) for s in shapes]

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import tvm
@@ -29,11 +30,13 @@ _AFTER = 48
 class MachineModelTimer:
     """Times language models on this machine; what was timed is kept in the user's cache.
 
-    `prepare` is called before every function: it sets up the threads as the runtime does.
+    `prepare` is called before every function: it sets up the threads as the runtime does, and says
+    how many there are. `make_step` makes a step callable, as the runtime does.
     """
 
     target: Target
-    prepare: Callable[[], None]
+    prepare: Callable[[], int]
+    make_step: Callable[..., Any]
 
     def model_seconds(self, program: Program, prompt_tokens: int) -> tuple[float, float]:
         """Return the seconds of one token and of a prompt, the best of several; see `ModelTimer`.
@@ -50,7 +53,9 @@ class MachineModelTimer:
 
     def _measure(self, program: Program, prompt_tokens: int) -> list[float]:
         lowered = lower(program, self.target)
-        machine = relax.VirtualMachine(compile_module(lowered.module, self.target), tvm.cpu())
+        compiled = compile_module(lowered.module, self.target)
+        library = compiled.executable.jit()
+        machine = relax.VirtualMachine(library, tvm.cpu())
         weights = [tvm.runtime.tensor(a) for _, a in stand_ins(lowered.weights.entries)]
         capacity = prompt_tokens + _AFTER + _STEPS
         caches = [
@@ -68,9 +73,28 @@ class MachineModelTimer:
         ids = (np.arange(prompt_tokens) * 37 % vocabulary)[None].astype(np.int64)
         last = np.array([prompt_tokens - 1])
         prompt = call("prefill", ids=ids, position=np.array([0]), rows=last)
-        steps = [
-            call("decode", ids=np.array([[place % vocabulary]]), position=np.array([place]))
-            for place in range(capacity - _STEPS, capacity)
-        ]
+        places = range(capacity - _STEPS, capacity)
+        facts = compiled.steps.get("decode")
+        if facts is None:
+            steps = [
+                call("decode", ids=np.array([[p % vocabulary]]), position=np.array([p]))
+                for p in places
+            ]
+        else:
+            ids, position = np.zeros((1, 1), np.int64), np.zeros(1, np.int64)
+            step = self.make_step(
+                library.get_function(facts.symbol, query_imports=True),
+                facts,
+                [ids, position, np.zeros((1, vocabulary), np.float32)],
+                [weight.numpy() for weight in weights],
+                self.prepare(),
+            )
+            step.use_caches([cache.numpy() for cache in caches], capacity)
+
+            def decode_at(place: int) -> None:
+                ids[0, 0], position[0] = place % vocabulary, place
+                step(self.prepare())
+
+            steps = [partial(decode_at, place) for place in places]
         prefill, *decode = best_times([prompt, *steps], self.prepare)
         return [sum(decode) / len(decode), prefill]

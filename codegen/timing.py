@@ -23,7 +23,7 @@ _MOST_SECONDS = 4.0  # … and at the most, while times still fall
 _FALLEN = 0.99  # what they were, since as many rounds ago
 
 
-def best_times(calls: Sequence[Callable[[], object]], prepare: Callable[[], None]) -> list[float]:
+def best_times(calls: Sequence[Callable[[], object]], prepare: Callable[[], object]) -> list[float]:
     """Return the least seconds of each call, in several rounds through all of them in order.
 
     Each call thus finds the caches as the others leave them, and what else runs on the machine

@@ -112,9 +112,16 @@ class BlockQuantizer(Protocol):
 
 
 def quantize_blocks(
-    program: Program, context: PassContext, step: Pass, quantizer: BlockQuantizer
+    program: Program,
+    context: PassContext,
+    step: Pass,
+    quantizer: BlockQuantizer,
+    *,
+    most_tokens: int | None = None,
 ) -> list[dict[str, Any]]:
     """Replace every planned weight by codes; return what was recorded of each block.
+
+    Of a language model's samples, those after the first `most_tokens` tokens are left out.
 
     With a work folder in the context, each finished block is kept there, and those that are there
     already are not worked on again.
@@ -123,6 +130,8 @@ def quantize_blocks(
         QCompilerError: a weight or activation is not finite, in one sentence.
     """
     calibration = context.samples(step.name)
+    if most_tokens is not None:
+        calibration = context.samples(step.name, samples_within(program, calibration, most_tokens))
     planned = planned_weights(program)
     checkpoint = (
         None if context.work is None else open_checkpoint(context.work, step, program, calibration)
@@ -265,9 +274,10 @@ class _Loop:
         else:
             order = GraphOrder(self.program)
             samples = self.calibration.samples
+            compared = samples_within(self.program, self.calibration, FLOAT_TOKENS)
             opened = [
                 Activations(map(order.inputs, part), budget=self.budget)
-                for part in (samples, samples[: self._float_samples()])[: len(wanted)]
+                for part in (samples, samples[:compared])[: len(wanted)]
             ]
         quantized, plain = opened[0], opened[1] if len(opened) > 1 else None
         for part in self.parts[reached:done]:
@@ -275,14 +285,6 @@ class _Loop:
             if plain is not None:
                 plain = self._forward(part, plain, SegmentWeights(self.program), {})
         return quantized, plain
-
-    def _float_samples(self) -> int:
-        """Return how many samples the float model is run on."""
-        samples = self.calibration.samples
-        if self.program.info.kind != "causal-lm":
-            return len(samples)
-        ends = itertools.accumulate(tokens.numel() for (tokens,) in samples)
-        return max(1, sum(end <= FLOAT_TOKENS for end in ends))
 
     def _planned_in(self, part: Segment) -> list[str]:
         """Return the entries that the products of a segment read, and nothing else does."""
@@ -295,6 +297,17 @@ class _Loop:
             if not weight.is_product_only:
                 value = self.program.weights.tensor(weight.entry)
                 self.codes[weight.entry] = round_named(self.quantizer, weight.entry, value, weight)
+
+
+def samples_within(program: Program, calibration: Calibration, tokens: int) -> int:
+    """Return how many of the first samples have that many tokens at most; one at least.
+
+    Samples of what is no language model are all counted.
+    """
+    if program.info.kind != "causal-lm":
+        return len(calibration.samples)
+    ends = itertools.accumulate(ids.numel() for (ids,) in calibration.samples)
+    return max(1, sum(end <= tokens for end in ends))
 
 
 def round_named(

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 import torch
 
 from passes.activations import Activations, Values
-from passes.block_loop import BlockResult, BlockRun, cannot_quantize, quantize_blocks
+from passes.block_loop import FLOAT_TOKENS, BlockResult, BlockRun, cannot_quantize, quantize_blocks
 from passes.gptq import GptqSettings
 from passes.gptq_block import GptqOfBlocks, note_operators
 from passes.rounding import round_to_nearest
@@ -45,7 +45,10 @@ LEARNED_BITS = 7
 GPTQ = GptqOfBlocks(settings=GptqSettings(), keeps_inputs=True)
 """How codes are found that learning starts from."""
 
-GPTQ_SHARE = 0.3
+MOST_TOKENS = FLOAT_TOKENS
+"""Of the samples: each iteration sees one batch, and others have all been seen by then."""
+
+GPTQ_SHARE = 0.4
 """About which share of the time that takes; what is left is for learning."""
 
 MOST_WEIGHED = 16
@@ -66,7 +69,8 @@ class QuantizeSignround(Pass):
     `quantize-gptq` as it is by default ("gptq"). `learn` says whether rounding and scales are
     learned, or codes stay and only scales are. Learning rates fall linearly to zero, those of
     offsets and scales from 1 / iterations unless given, or from 0.25 and 0.15 of that where
-    learning starts from GPTQ. Weights of 8 bits keep what they start from; those that a table
+    learning starts from GPTQ. Of a language model's samples, those are used that have the first
+    32,768 tokens. Weights of 8 bits keep what they start from; those that a table
     shares are rounded at searched scales.
     """
 
@@ -74,7 +78,7 @@ class QuantizeSignround(Pass):
     accepts: ClassVar[frozenset[Stage]] = frozenset({Stage.PLANNED})
     yields: ClassVar[Stage] = Stage.QUANTIZED
 
-    iterations: int = 160
+    iterations: int = 48
     batch: int = 1
     learning_rate: float | None = None
     scale_learning_rate: float | None = None
@@ -116,7 +120,11 @@ class QuantizeSignround(Pass):
             seed=self.seed,
         )
         records = quantize_blocks(
-            program, context, self, _LearnedRounding(training, self.start, self.learn)
+            program,
+            context,
+            self,
+            _LearnedRounding(training, self.start, self.learn),
+            most_tokens=MOST_TOKENS,
         )
         if self.start == "gptq":
             operators = {

@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib.metadata
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from tokenizers import Tokenizer
@@ -22,6 +23,7 @@ from qcompiler.core.artifact import (
     KernelChoice,
     Manifest,
     ModelFacts,
+    StepFacts,
     TargetFacts,
     TensorSpec,
     write_artifact,
@@ -75,7 +77,10 @@ def assemble(
     """
     with tempfile.TemporaryDirectory(prefix="qcompiler-") as scratch:
         library = Path(scratch) / "model.so"
-        build(lowered.module, target, library)
+        compiled = build(lowered.module, target, library)
+        if compiled.notes:
+            notes = cast(dict[str, list[str]], report["notes"])
+            report = report | {"notes": notes | {"build": list(compiled.notes)}}
         files: dict[str, bytes | Path] = {
             "model.so": library,
             RUNTIME_LIBRARY: runtime_library(),
@@ -83,7 +88,7 @@ def assemble(
         }
         if program.info.tokenizer_json is not None:
             files["tokenizer.json"] = program.info.tokenizer_json.encode()
-        manifest = _manifest(program, lowered, target, pipeline)
+        manifest = _manifest(program, lowered, compiled.steps, target, pipeline)
 
         def unlisted(final: Manifest) -> dict[str, bytes]:
             now = times()
@@ -93,7 +98,11 @@ def assemble(
 
 
 def _manifest(
-    program: Program, lowered: Lowered, target: Target, pipeline: Sequence[Any]
+    program: Program,
+    lowered: Lowered,
+    steps: Mapping[str, StepFacts],
+    target: Target,
+    pipeline: Sequence[Any],
 ) -> Manifest:
     info = program.info
     return Manifest(
@@ -123,7 +132,7 @@ def _manifest(
             for name, (kernel, reason) in lowered.kernels.items()
         },
         functions={
-            name: _entry(program, names, fixed)
+            name: replace(_entry(program, names, fixed), step=steps.get(name))
             for name, (names, fixed) in lowered.functions.items()
         },
         weights=tuple(

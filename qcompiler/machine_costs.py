@@ -10,6 +10,7 @@ import targets
 from codegen.kernel_timer import MachineKernelTimer, packed_bytes
 from codegen.model_timer import MachineModelTimer
 from qcompiler.core.target import Target
+from qcompiler.runtime.step import Step
 from qcompiler.runtime.workers import Workers
 
 _ALIASES = {"amd64": "x86_64", "arm64": "aarch64"}
@@ -25,5 +26,5 @@ def cost_services(target: Target) -> dict[str, Any]:
     if _ALIASES.get(arch, arch) == target.arch and target.features <= targets.cpu_features():
         prepare = Workers().prepare
         services["kernel_timer"] = MachineKernelTimer(target, prepare)
-        services["model_timer"] = MachineModelTimer(target, prepare)
+        services["model_timer"] = MachineModelTimer(target, prepare, Step)
     return services

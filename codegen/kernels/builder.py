@@ -31,7 +31,7 @@ Index = Any
 
 # The CPU back end puts an allocation on the stack, where LLVM turns it into registers, only below
 # this size; a larger one is taken from the thread's workspace.
-_STACK_BYTES = 1020
+STACK_BYTES = 1020
 
 
 @contextmanager
@@ -268,7 +268,7 @@ class Registers:
 
     def __init__(self, count: int, lanes: int, dtype: str = "float32") -> None:
         self._lanes = lanes
-        self._per_part = max(1, _STACK_BYTES // (lanes * 4))
+        self._per_part = max(1, STACK_BYTES // (lanes * 4))
         self._parts = [
             scratch(min(self._per_part, count - start) * lanes, dtype)
             for start in range(0, count, self._per_part)

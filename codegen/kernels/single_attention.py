@@ -92,7 +92,6 @@ class SingleAttention:
         """Attend to keys [first, last)."""
         d = self.head_size
         queries = scratch(self.heads * d, "float32")
-        records = scratch(self.heads * self.parts * _Record.length(self), "float32")
         scale = self.scale / self.softcap if self.softcap else self.scale * LOG2E
         with serial(self.heads) as head:
             row = Row(queries, (head * d,))
@@ -104,6 +103,7 @@ class SingleAttention:
             # Parts are whole vectors of keys, so that only the last vector of all is short.
             step = parts * self.lanes
             span = settle((last - first + (step - 1)) // step * self.lanes)
+            records = scratch(self.heads * parts * _Record.length(self), "float32")
             with loop(self.kv_heads * parts) as task:
                 start = settle(first + task % parts * span)
                 stop = settle(tirx.Min(start + span, last))

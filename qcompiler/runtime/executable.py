@@ -7,14 +7,16 @@ import hashlib
 import importlib.util
 import os
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from qcompiler.core.artifact import Manifest, TensorSpec
+from qcompiler.core.artifact import Manifest, StepFacts, TensorSpec
 from qcompiler.core.errors import ArtifactError, UsageError
 from qcompiler.runtime.ffi import bindings
+from qcompiler.runtime.step import Step
 from qcompiler.runtime.tensors import to_ffi
 from qcompiler.runtime.workers import Workers
 
@@ -44,29 +46,60 @@ class Executable:
         _load_runtime(folder / RUNTIME, manifest.files[RUNTIME].sha256)
         try:
             path = _fresh_path(folder / LIBRARY, manifest.files[LIBRARY].sha256)
-            machine = ffi.load_module(path, keep_module_alive=False)["vm_load_executable"]()
+            self._library: Any = ffi.load_module(path, keep_module_alive=False)
+            machine = self._library["vm_load_executable"]()
             machine["vm_initialization"](_CPU, _DEVICE, _ALLOCATOR)
-            self._functions: dict[str, Any] = {name: machine[name] for name in manifest.functions}
+            self._functions: dict[str, Any] = {}
+            self._steps: dict[str, tuple[Any, StepFacts]] = {}
+            for name, entry in manifest.functions.items():
+                if entry.step is None:
+                    self._functions[name] = machine[name]
+                else:
+                    found = self._library.get_function(entry.step.symbol, query_imports=True)
+                    self._steps[name] = found, entry.step
         except (RuntimeError, AttributeError, OSError) as error:
             first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
             raise ArtifactError(
                 f"{folder / LIBRARY} cannot be loaded ({first}); compile the model again"
             ) from None
-        self._weights: Any = ffi.Array([to_ffi(_fitting(weights, s)) for s in manifest.weights])
+        self._arrays = [_fitting(weights, spec) for spec in manifest.weights]
+        self._weights: Any = ffi.Array([to_ffi(array) for array in self._arrays])
 
     def call(self, name: str, *arguments: Any) -> Any:
         """Call a function on tensors, and tuples of them as ffi arrays; its weights are added."""
         with self._lock:
-            if self._weights is None:
-                raise UsageError("the model has been closed; load it again")
+            self._check_open()
             self.workers.prepare()
             return self._functions[name](*arguments, self._weights)
+
+    def step(self, name: str, tensors: Sequence[np.ndarray]) -> Step | None:
+        """Return a function that runs as a whole, with inputs and outputs of its own.
+
+        None if the artifact has it kernel by kernel, for `call`.
+        """
+        found = self._steps.get(name)
+        if found is None:
+            return None
+        return Step(*found, tensors, self._arrays, self.workers.count)
+
+    def run(self, step: Step) -> None:
+        """Run a step that `step` returned."""
+        with self._lock:
+            self._check_open()
+            step(self.workers.prepare())
+
+    def _check_open(self) -> None:
+        if self._weights is None:
+            raise UsageError("the model has been closed; load it again")
 
     def close(self) -> None:
         """Free the weights and the code."""
         with self._lock:
             self._weights = None
+            self._arrays = []
             self._functions = {}
+            self._steps = {}
+            self._library = None
 
 
 def _load_runtime(library: Path, sha256: str) -> None:

@@ -20,23 +20,23 @@ class KVCache:
     def __init__(self, specs: tuple[CacheSpec, ...], max_context: int) -> None:
         self._specs = specs
         self._max_context = max_context
-        self._arrays: list[np.ndarray] = []
+        self.arrays: list[np.ndarray] = []
         self.capacity = 0
         self.tensors: Any = None
         """The tensors as compiled functions take them."""
 
     @property
     def nbytes(self) -> int:
-        return sum(array.nbytes for array in self._arrays)
+        return sum(array.nbytes for array in self.arrays)
 
-    def reserve(self, tokens: int, used: int) -> None:
+    def reserve(self, tokens: int, used: int) -> bool:
         """Make room for `tokens` in all, at most the largest context; the first `used` are kept.
 
         Room is doubled until it is enough, so that growing token by token copies each token about
-        once and memory stays in proportion to what is held.
+        once and memory stays in proportion to what is held. Return whether there are new tensors.
         """
         if tokens <= self.capacity:
-            return
+            return False
         capacity = max(self.capacity, SMALLEST)
         while capacity < tokens:
             capacity *= 2
@@ -45,8 +45,9 @@ class KVCache:
         for index, spec in enumerate(self._specs):
             array = aligned_zeros((1, spec.heads, capacity, spec.head_dim), spec.dtype)
             if used:
-                array[:, :, :used] = self._arrays[index][:, :, :used]
+                array[:, :, :used] = self.arrays[index][:, :, :used]
             grown.append(array)
-        self._arrays = grown
+        self.arrays = grown
         self.tensors = bindings().Array([to_ffi(array) for array in grown])
         self.capacity = capacity
+        return True

@@ -31,6 +31,8 @@ class Session:
         # A decoding step changes two numbers; their tensors are made once.
         self._token_tensor = to_ffi(self._token)
         self._position_tensor = to_ffi(self._position)
+        self._logits = aligned_zeros((1, facts.vocab_size), np.float32)
+        self._step = executable.step("decode", [self._token, self._position, self._logits])
 
     def __repr__(self) -> str:
         return f"<Session {self.length} of {self._facts.max_context} tokens>"
@@ -97,8 +99,15 @@ class Session:
 
     def _read(self, tokens: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Run the model on tokens [t], writing its caches; return logits [rows, vocab]."""
-        self._cache.reserve(self.length + tokens.size, self.length)
+        grown = self._cache.reserve(self.length + tokens.size, self.length)
+        if grown and self._step is not None:
+            self._step.use_caches(self._cache.arrays, self._cache.capacity)
         self._position[0] = self.length
+        if tokens.size == 1 and self._step is not None:
+            self._token[0, 0] = tokens[0]
+            self._executable.run(self._step)
+            self.length += 1
+            return self._logits.copy()
         if tokens.size == 1:
             self._token[0, 0] = tokens[0]
             result = self._executable.call(

@@ -36,10 +36,13 @@ class Workers:
             )
         self.count = threads or worthwhile
 
-    def prepare(self) -> None:
-        """Give the calling thread's pool this number of threads; call it before every function."""
+    def prepare(self) -> int:
+        """Give the calling thread's pool this number of threads; call it before every function.
+
+        Return how many there are: a function that waits for more would wait for ever.
+        """
         if getattr(_configured, "count", None) == self.count:
-            return
+            return self._running()
         before = os.sched_getaffinity(0)
         # A pool cannot grow, so it is made with a thread for every processor, idle or not.
         configure = bindings().get_global_func("runtime.config_threadpool")
@@ -47,3 +50,9 @@ class Workers:
         # The call binds the calling thread too, which is not ours.
         os.sched_setaffinity(0, before)
         _configured.count = self.count
+        _configured.threads = bindings().get_global_func("runtime.NumThreads")()
+        return self._running()
+
+    def _running(self) -> int:
+        threads: int = _configured.threads
+        return min(self.count, threads)

@@ -14,7 +14,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from qcompiler.core.errors import ArtifactError
 
-SCHEMA = 1
+SCHEMA = 2
 """Version of the manifest's layout; raised when an older runtime could misread a newer one."""
 
 Plain = None | bool | int | float | str | list["Plain"] | dict[str, "Plain"]
@@ -80,6 +80,20 @@ class KernelChoice:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StepFacts:
+    """How a function is called that runs as a whole: by a table of addresses, `symbol`'s argument.
+
+    It has those of the step's memory, the inputs, the outputs, the caches and the weights. What
+    follows is the room in the caches, and the number of threads. The memory has 64 bytes, 64 for
+    each thread, `shared_bytes`, and `thread_bytes` for each thread.
+    """
+
+    symbol: str
+    shared_bytes: int
+    thread_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EntryFunction:
     """What a compiled function takes and gives, its caches and weights left out.
 
@@ -91,6 +105,8 @@ class EntryFunction:
     outputs: tuple[TensorSpec, ...]
     bounds: dict[str, tuple[int, int | None]] = field(default_factory=dict)
     rows: dict[str, int] = field(default_factory=dict)
+    step: StepFacts | None = None
+    """Given where the function is called as a whole, and in no other way."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,6 +225,10 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
             raise _WrongType(f"{where} should be one of {', '.join(map(str, arguments))}")
         return value
     allowed = arguments if origin in {Union, types.UnionType} else (kind,)
+    if isinstance(value, dict):
+        for one in allowed:
+            if dataclasses.is_dataclass(one):
+                return _decode_fields(one, value, where)
     if type(value) in allowed:
         return value
     if float in allowed and type(value) is int:

@@ -1,0 +1,51 @@
+"""A function that runs a whole step of a model at once, called with addresses."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from qcompiler.core.artifact import StepFacts
+from qcompiler.runtime.tensors import aligned_zeros
+
+_LINE = 64  # bytes that barriers take, and as many for each thread: see `StepFacts`
+
+
+class Step:
+    """A step with tensors of its own: they are found by address, so nothing is looked at in a call.
+
+    One thread calls at a time.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        facts: StepFacts,
+        tensors: Sequence[np.ndarray],
+        weights: Sequence[np.ndarray],
+        threads: int,
+    ) -> None:
+        """Take the inputs and outputs, in order, and the weights; `use_caches` follows.
+
+        threads: the most there will be in a call.
+        """
+        size = _LINE * (1 + threads) + facts.shared_bytes + threads * facts.thread_bytes
+        self._function = function
+        self._tensors = [aligned_zeros((size,), np.uint8), *tensors]
+        self._weights = list(weights)
+        self._caches: list[np.ndarray] = []
+        self._sizes: tuple[int, ...] = ()
+
+    def use_caches(self, caches: Sequence[np.ndarray], capacity: int) -> None:
+        """Take other caches, with room for `capacity` tokens."""
+        self._caches = list(caches)
+        arrays = [*self._tensors, *self._caches, *self._weights]
+        self._table = np.array([array.ctypes.data for array in arrays], np.int64)
+        self._address = ctypes.c_void_p(self._table.ctypes.data)
+        self._sizes = (capacity,) if caches else ()
+
+    def __call__(self, threads: int) -> None:
+        self._function(self._address, *self._sizes, threads)
