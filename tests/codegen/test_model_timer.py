@@ -16,6 +16,7 @@ from qcompiler.core.pass_base import PassContext
 from qcompiler.core.pipeline import Pipeline
 from qcompiler.core.program import Program
 from qcompiler.frontend import capture
+from qcompiler.runtime.step import Step
 from targets import find
 from tests.families import tiny_model
 
@@ -41,7 +42,7 @@ def test_a_model_is_timed_once_for_each_plan(
     hollow: Callable[[str], Program], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("QCOMPILER_CACHE", str(tmp_path))
-    timer = MachineModelTimer(find("native"), lambda: None)
+    timer = MachineModelTimer(find("native"), lambda: 1, Step)
     first = timer.model_seconds(hollow("w8a8g32"), 16)
     assert 0 < first[0] < 1
     assert 0 < first[1] < 1

@@ -13,7 +13,7 @@ import transformers
 GIGABYTE = 1000**3
 
 SCRIPT = """
-import json, resource, sys
+import json, sys
 from qcompiler.frontend.causal_lm import capture_causal_lm
 from qcompiler.frontend.hf_folder import skeleton
 from transformers import AutoConfig
@@ -21,10 +21,13 @@ from transformers import AutoConfig
 model = skeleton(AutoConfig.from_pretrained(sys.argv[1], local_files_only=True))
 lifted, kv = capture_causal_lm(model)
 weights = [n.meta["val"] for n in lifted.graph.nodes if n.op == "get_attr"]
+# Not getrusage: its figure is that of the process that started this one, if that was larger.
+status = open("/proc/self/status").read().splitlines()
+peak = next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
 print(json.dumps({
     "layers": len(kv),
     "parameters": sum(w.numel() for w in weights),
-    "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    "peak": peak,
 }))
 """
 
