@@ -1,4 +1,4 @@
-"""Quantise one model to 4 bits with this compiler's methods and with its rivals', and compare.
+"""Quantise one model to 4 bits with this compiler's methods and with a rival's, and compare.
 
     python benchmarks/gptq_peers.py TEXT [--samples 32] [--length 512] [--gptqmodel PYTHON]
 
@@ -6,8 +6,8 @@ All calibrate on the same samples of the first half of the text and predict the 
 torch, through the same arithmetic: the products of the layers in 4 bits, symmetric, a scale for a
 group of inputs; embedding and head stay float. Shown are the rise of the negative log-likelihood
 over the float model, with its 95 % interval, and the divergence from it, with float activations
-and with activations of 8 bits. GPTQModel and AutoRound are left out where they are not installed;
-they may live in environments of their own.
+and with activations of 8 bits. GPTQModel is left out where it is not installed; it may live in an
+environment of its own.
 """
 
 from __future__ import annotations
@@ -70,10 +70,7 @@ class Rival:
         return not subprocess.run([python, "-P", "-c", asked], check=False).returncode
 
 
-RIVALS = (
-    Rival("GPTQModel", "gptqmodel", "gptqmodel_worker.py"),
-    Rival("AutoRound", "auto_round", "autoround_worker.py"),
-)
+RIVALS = (Rival("GPTQModel", "gptqmodel", "gptqmodel_worker.py"),)
 
 METHODS: dict[str, Pass] = {
     "round to nearest, -7 to 7": QuantizeRtn(range="restricted"),
@@ -262,7 +259,6 @@ def main() -> None:
         "--methods", default="round to nearest;gptq", help="of: " + "; ".join(METHODS)
     )
     parser.add_argument("--gptqmodel", default=sys.executable, help="Python that has it")
-    parser.add_argument("--autoround", default=sys.executable, help="Python that has it")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     schemes = options.schemes.split(",")
@@ -274,7 +270,7 @@ def main() -> None:
         for method in options.methods.split(";")
         for scheme in schemes
     ]
-    for rival, python in zip(RIVALS, (options.gptqmodel, options.autoround), strict=True):
+    for rival, python in zip(RIVALS, (options.gptqmodel,), strict=True):
         rows += comparison.rival(rival, python, schemes)
 
     table = Table(title=f"{options.model}, {options.samples} samples of {options.length} tokens")
