@@ -82,11 +82,12 @@ class MachineModelTimer:
             ]
         else:
             ids, position = np.zeros((1, 1), np.int64), np.zeros(1, np.int64)
+            arrays = [weight.numpy() for weight in weights]  # which the step does not keep
             step = self.make_step(
                 library.get_function(facts.symbol, query_imports=True),
                 facts,
                 [ids, position, np.zeros((1, vocabulary), np.float32)],
-                [weight.numpy() for weight in weights],
+                arrays,
                 self.prepare(),
             )
             step.use_caches([cache.numpy() for cache in caches], capacity)

@@ -30,20 +30,21 @@ class Step:
     ) -> None:
         """Take the inputs and outputs, in order, and the weights; `use_caches` follows.
 
-        threads: the most there will be in a call.
+        The weights are not kept: they have to be there in every call. threads: the most there will
+        be in a call.
         """
         size = _LINE * (1 + threads) + facts.shared_bytes + threads * facts.thread_bytes
         self._function = function
         self._tensors = [aligned_zeros((size,), np.uint8), *tensors]
-        self._weights = list(weights)
+        self._weights = [array.ctypes.data for array in weights]
         self._caches: list[np.ndarray] = []
         self._sizes: tuple[int, ...] = ()
 
     def use_caches(self, caches: Sequence[np.ndarray], capacity: int) -> None:
         """Take other caches, with room for `capacity` tokens."""
         self._caches = list(caches)
-        arrays = [*self._tensors, *self._caches, *self._weights]
-        self._table = np.array([array.ctypes.data for array in arrays], np.int64)
+        given = [array.ctypes.data for array in (*self._tensors, *self._caches)]
+        self._table = np.array([*given, *self._weights], np.int64)
         self._address = ctypes.c_void_p(self._table.ctypes.data)
         self._sizes = (capacity,) if caches else ()
 

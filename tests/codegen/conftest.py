@@ -64,6 +64,7 @@ class CompiledProgram:
         self._library = self.executable.jit()
         self._machine = relax.VirtualMachine(self._library, tvm.cpu())
         self._weights = [tvm.runtime.tensor(array) for _, array in self.lowered.weights.arrays()]
+        self._arrays = [weight.numpy() for weight in self._weights]
 
     def new_caches(self, context: int) -> list[torch.Tensor]:
         """Return empty caches with room for `context` tokens."""
@@ -99,7 +100,7 @@ class CompiledProgram:
             self._library.get_function(facts.symbol, query_imports=True),
             facts,
             [*given, logits],
-            [weight.numpy() for weight in self._weights],
+            self._arrays,
             self.threads,
         )
         kv = [aligned_zeros(tuple(cache.shape), np.float32) for cache in caches]
