@@ -53,7 +53,7 @@ from qcompiler.tokenizer import open_tokenizer
 MACHINE = replace(targets.TARGETS[0], schemes=("w*",))
 """No kernel runs here, so that formats without one may be compared as well."""
 
-FOLDER = Path(__file__).parent / "rivals"
+FOLDER = Path(__file__).resolve().parent / "rivals"
 
 
 @dataclass(frozen=True)
@@ -161,6 +161,7 @@ class Comparison:
             # On two cores GPTQModel would ask for one worker more than it grants itself.
             done = subprocess.run(
                 command,
+                cwd=folder,  # it leaves logs where it runs
                 capture_output=True,
                 text=True,
                 check=False,
