@@ -65,9 +65,7 @@ def compile_module(
                 notes.append(f"{name} runs kernel by kernel, and not as a whole: {problem}")
                 continue
             added |= step.functions
-            facts[name] = StepFacts(
-                symbol=step.symbol, shared_bytes=step.shared_bytes, thread_bytes=step.thread_bytes
-            )
+            facts[name] = step.facts
             del module[name]
         # Kernels that only a step calls are not needed by themselves.
         module = relax.transform.DeadCodeElimination()(module)

@@ -17,6 +17,7 @@ import tvm
 from tvm import ir, relax, tirx
 
 from codegen.team import NotForATeam, TeamKernel, team_kernel
+from qcompiler.core.artifact import StepFacts
 
 ALIGNMENT = 64
 """Bytes, a cache line: no two threads write to one."""
@@ -26,17 +27,9 @@ POINTER = ir.PointerType(ir.PrimType("void"))
 
 @dataclass(frozen=True)
 class Step:
-    """A step, and what its caller must know.
+    """A step, and what its caller must know."""
 
-    The address table has, in this order: the step's memory, the inputs, the outputs, the caches and
-    the weights that the function takes. `shared_bytes` are needed once and `thread_bytes` for each
-    thread, behind `ALIGNMENT` bytes and as many for each thread. The arguments are the address of
-    the table, the size that varies if there is one, and the number of threads.
-    """
-
-    symbol: str
-    shared_bytes: int
-    thread_bytes: int
+    facts: StepFacts
     functions: dict[ir.GlobalVar, tirx.PrimFunc]
     """The step and its kernels. They join the module once all others have symbols: what
     has none can be called by pointer."""
@@ -63,7 +56,8 @@ def make_step(module: tvm.IRModule, name: str) -> Step:
     symbol = f"{name}_step"
     functions = {var: kernel.function for var, kernel in kernels.values()}
     functions[ir.GlobalVar(symbol)] = _emit(trace, plan, kernels).with_attr("global_symbol", symbol)
-    return Step(symbol, plan.shared_bytes, plan.thread_bytes, functions)
+    facts = StepFacts(symbol=symbol, shared_bytes=plan.shared_bytes, thread_bytes=plan.thread_bytes)
+    return Step(facts, functions)
 
 
 # -- what the function does ------------------------------------------------------------------------

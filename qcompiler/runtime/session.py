@@ -103,13 +103,12 @@ class Session:
         if grown and self._step is not None:
             self._step.use_caches(self._cache.arrays, self._cache.capacity)
         self._position[0] = self.length
-        if tokens.size == 1 and self._step is not None:
-            self._token[0, 0] = tokens[0]
-            self._executable.run(self._step)
-            self.length += 1
-            return self._logits.copy()
         if tokens.size == 1:
             self._token[0, 0] = tokens[0]
+            if self._step is not None:
+                self._executable.run(self._step)
+                self.length += 1
+                return self._logits.copy()
             result = self._executable.call(
                 "decode", self._token_tensor, self._position_tensor, self._cache.tensors
             )
