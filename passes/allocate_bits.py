@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from passes.allocation import Problem, Solution, front, merge, solve
+from passes.allocation import Problem, Solution, check_budgets, front, merge, solve
 from passes.allocators import closed_form, greedy, uniform, uniform_plans
 from passes.bit_choices import (
     FLOAT,
@@ -22,6 +22,7 @@ from passes.bit_choices import (
 from passes.fused_products import fused_products
 from passes.measure_cost import MeasureCost
 from passes.measure_sensitivity import MeasureSensitivity
+from passes.quantizable import quantizable
 from passes.rules import Operator, Rule, check_group, check_matches, check_target, operators
 from qcompiler.core.errors import ConfigError, suggest
 from qcompiler.core.facts import Allocation, Cost, PlanPoint, Sensitivity
@@ -64,11 +65,14 @@ class AllocateBits(Pass):
             raise ConfigError("there are no choices; give at least one, such as 'w4a8g64'")
         if len(set(self.choices)) < len(self.choices):
             raise ConfigError("a choice is given twice")
-        for text in self.choices:
-            if text != FLOAT:
-                QuantScheme.parse(text)
+        for text in self._schemes:
+            QuantScheme.parse(text)
         if self.front < 0:
             raise ConfigError(f"front = {self.front} is no number of plans; use 0 or more")
+
+    @property
+    def _schemes(self) -> tuple[str, ...]:
+        return tuple(text for text in self.choices if text != FLOAT)
 
     def check_after(self, earlier: Sequence[Pass]) -> None:
         measured = [step for step in earlier if isinstance(step, MeasureSensitivity)]
@@ -96,37 +100,40 @@ class AllocateBits(Pass):
                     f"'measure-cost' does not time {choice}; add it to measure-cost.choices"
                 )
 
+    def check_program(self, program: Program, context: PassContext) -> None:
+        # Before losses are measured, all that is open is which plan; not what plans there are.
+        loss = {
+            weight.operator: dict.fromkeys(weight.schemes(self._schemes), 0.0)
+            for weight in quantizable(program).values()
+        }
+        given = self._given(
+            program, Sensitivity(metric="none yet", loss=loss), PassContext(target=context.target)
+        )
+        for operator in given.found:
+            if operator.name in given.pins:
+                self._scheme(operator, given.pins[operator.name], context)
+        known = {n: limit for n, limit in self.budget.limits.items() if n in given.problem.costs}
+        if given.problem.items:
+            check_budgets(merge(given.problem), known)
+
     def run(self, program: Program, context: PassContext) -> None:
         sensitivity: Sensitivity = program.facts[Sensitivity]
-        found = list(operators(program))
-        for rule in self.pins:
-            check_matches(self.name, rule, found)
-        groups = fused_products(program)
-        pins, added = pin_groups(self._pins(found, context), groups, step=self.name)
-        for text in added:
-            context.note(self.name, text)
-        free = [operator for operator in found if operator.name not in pins]
-        weights = {operator.name: math.prod(operator.shape) for operator in found}
-        problem = build_problem(
-            free,
-            self.choices,
-            pins,
-            groups,
-            weights=weights,
-            sensitivity=sensitivity,
-            cost=program.facts.get(Cost),
-        )
+        given = self._given(program, sensitivity, context)
+        problem, found, pins = given.problem, given.found, given.pins
         for name in self.budget.limits:
             if name not in problem.costs:
                 raise ConfigError(
                     f"pass '{self.name}': nothing is known of the {name} of a plan; "
                     "put 'measure-cost' before it, without time = 'none'"
                 )
-        ways = _Ways(problem, bits_of(free, self.choices, weights), weights)
+        free = [operator for operator in found if operator.name not in pins]
+        ways = _Ways(problem, bits_of(free, self.choices, given.weights), given.weights)
         best = ways.solve(self.allocator, self.budget.limits)
         schemes = pins | best.plan
         for operator in found:
-            self._plan(program, operator, schemes[operator.name], context)
+            scheme = self._scheme(operator, schemes[operator.name], context)
+            if scheme is not None:
+                program.plan |= dict.fromkeys(operator.graph_names, scheme)
         always = pinned_loss(pins, sensitivity)
         allocation = Allocation(
             plan=schemes,
@@ -142,6 +149,26 @@ class AllocateBits(Pass):
         )
         program.facts[Allocation] = allocation
         self._record(allocation, sensitivity, program.facts.get(Cost), context)
+
+    def _given(self, program: Program, sensitivity: Sensitivity, context: PassContext) -> _Given:
+        found = list(operators(program))
+        for rule in self.pins:
+            check_matches(self.name, rule, found)
+        groups = fused_products(program)
+        pins, added = pin_groups(self._pins(found, context), groups, step=self.name)
+        for text in added:
+            context.note(self.name, text)
+        weights = {operator.name: math.prod(operator.shape) for operator in found}
+        problem = build_problem(
+            [operator for operator in found if operator.name not in pins],
+            self.choices,
+            pins,
+            groups,
+            weights=weights,
+            sensitivity=sensitivity,
+            cost=program.facts.get(Cost),
+        )
+        return _Given(problem, found, pins, weights)
 
     def _pins(self, found: Sequence[Operator], context: PassContext) -> dict[str, str]:
         """Return the scheme of each operator that is not free to choose."""
@@ -159,15 +186,14 @@ class AllocateBits(Pass):
                 pins[name] = FLOAT
         return pins
 
-    def _plan(
-        self, program: Program, operator: Operator, choice: str, context: PassContext
-    ) -> None:
+    def _scheme(self, operator: Operator, choice: str, context: PassContext) -> QuantScheme | None:
+        """Return the scheme that a choice stands for, None for float, if it suits an operator."""
         if choice == FLOAT:
-            return
+            return None
         scheme = QuantScheme.parse(choice)
         check_group(scheme, operator)
         check_target(scheme, operator, context.target)
-        program.plan |= dict.fromkeys(operator.graph_names, scheme)
+        return scheme
 
     def _record(
         self,
@@ -197,6 +223,19 @@ class AllocateBits(Pass):
         ):
             plain = None if isinstance(figure, float) and not math.isfinite(figure) else figure
             record(self.name, key, plain)
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What there is to decide: the operators, what is settled of them, and the problem left.
+
+    weights: how many numbers each operator's weight has.
+    """
+
+    problem: Problem
+    found: list[Operator]
+    pins: dict[str, str]
+    weights: dict[str, int]
 
 
 class _Ways:

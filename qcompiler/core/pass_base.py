@@ -97,6 +97,15 @@ class Pass(ABC):
             ConfigError: what this pass is to do, they will not have prepared.
         """
 
+    def check_program(self, program: Program, context: PassContext) -> None:  # noqa: B027
+        """Refuse a program that this pass, which is still to come, will not be able to serve.
+
+        A pipeline asks for it before the first step that calibrates, which may take long.
+
+        Raises:
+            ConfigError: the options do not suit this program.
+        """
+
     @abstractmethod
     def run(self, program: Program, context: PassContext) -> None:
         """Rewrite `program`."""

@@ -60,7 +60,11 @@ class Pipeline:
             raise UsageError(
                 f"the pipeline starts from a {self.start} program, but this one is {program.stage}"
             )
-        for step in self.steps:
+        slow = next((n for n, step in enumerate(self.steps) if step.calibrates), None)
+        for number, step in enumerate(self.steps):
+            if number == slow:
+                for later in self.steps[number:]:
+                    later.check_program(program, context)
             with ExitStack() as stack:
                 stack.enter_context(context.progress.step(step.name))
                 for instrument in instruments:

@@ -242,3 +242,33 @@ def test_what_is_read_is_recorded_for_the_report(measured: Program) -> None:
     assert record["objective"] >= record["bound"]
     assert record["front"][0].keys() == {"loss", "bits_per_weight"}
     assert record["others"]["uniform w8a8g32"][0]["bits_per_weight"] == pytest.approx(8.5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"budget": Budget(bits_per_weight=2.0)}, "cannot be met: the least is"),
+        ({"budget": Budget(bytes=10.0)}, "cannot be met: the least is"),
+        (
+            {
+                "pins": (
+                    Rule(pattern="*.q_proj", scheme="w8a8g32"),
+                    Rule(pattern="*.k_proj", scheme="w4a8g64"),
+                )
+            },
+            "pins contradict each other",
+        ),
+        ({"pins": (Rule(pattern="*.nothing", scheme="w8a8g32"),)}, "matches no operator"),
+        ({"pins": (Rule(pattern="*.q_proj", scheme="w8a8g256"),)}, "does not fit"),
+    ],
+)
+def test_what_cannot_be_is_said_before_losses_are_measured(
+    options: dict[str, Any], message: str, tiny_llama: Callable[..., Program]
+) -> None:
+    steps = (
+        MeasureCost(choices=CHOICES, time="none"),
+        MeasureSensitivity(choices=CHOICES),  # would say that it lacks samples
+        AllocateBits(**{"budget": Budget(bits_per_weight=5.0), "choices": CHOICES, **options}),
+    )
+    with pytest.raises(ConfigError, match=message):
+        Pipeline(steps).run(tiny_llama(), PassContext(target=TARGET))
