@@ -1,13 +1,13 @@
-"""Quantise one model to 4 bits with this compiler's methods and with a rival's, and compare.
+"""Quantise one model to 4 bits with this compiler's methods and with its rivals', and compare.
 
-    python benchmarks/gptq_peers.py TEXT [--samples 32] [--length 512] [--gptqmodel PYTHON]
+    python benchmarks/gptq_peers.py TEXT [--samples 32] [--length 512] [--autoround PYTHON]
 
 All calibrate on the same samples of the first half of the text and predict the second half, in
 torch, through the same arithmetic: the products of the layers in 4 bits, symmetric, a scale for a
 group of inputs; embedding and head stay float. Shown are the rise of the negative log-likelihood
 over the float model, with its 95 % interval, and the divergence from it, with float activations
-and with activations of 8 bits. GPTQModel is left out where it is not installed; it may live in an
-environment of its own.
+and with activations of 8 bits. GPTQModel and AutoRound are left out where they are not installed;
+each may live in an environment of its own, whose Python is told with --gptqmodel or --autoround.
 """
 
 from __future__ import annotations
@@ -64,13 +64,20 @@ class Rival:
     package: str
     worker: str
 
+    @property
+    def option(self) -> str:
+        return f"--{self.name.lower()}"
+
     def is_installed(self, python: str) -> bool:
         """Say whether that interpreter finds the package."""
         asked = f"import importlib.util as u, sys; sys.exit(not u.find_spec({self.package!r}))"
         return not subprocess.run([python, "-P", "-c", asked], check=False).returncode
 
 
-RIVALS = (Rival("GPTQModel", "gptqmodel", "gptqmodel_worker.py"),)
+RIVALS = (
+    Rival("GPTQModel", "gptqmodel", "gptqmodel_worker.py"),
+    Rival("AutoRound", "auto_round", "autoround_worker.py"),
+)
 
 METHODS: dict[str, Pass] = {
     "round to nearest, -7 to 7": QuantizeRtn(range="restricted"),
@@ -259,7 +266,8 @@ def main() -> None:
     parser.add_argument(
         "--methods", default="round to nearest;gptq", help="of: " + "; ".join(METHODS)
     )
-    parser.add_argument("--gptqmodel", default=sys.executable, help="Python that has it")
+    for rival in RIVALS:
+        parser.add_argument(rival.option, default=sys.executable, help="Python that has it")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     schemes = options.schemes.split(",")
@@ -271,8 +279,9 @@ def main() -> None:
         for method in options.methods.split(";")
         for scheme in schemes
     ]
-    for rival, python in zip(RIVALS, (options.gptqmodel,), strict=True):
-        rows += comparison.rival(rival, python, schemes)
+    for rival in RIVALS:
+        python = getattr(options, rival.option.strip("-"))
+        rows += comparison.rival(rival, str(Path(python).absolute()), schemes)
 
     table = Table(title=f"{options.model}, {options.samples} samples of {options.length} tokens")
     for column in ("method", "scheme", "rise of the NLL", "95 %", "KL", "top 1", "seconds"):

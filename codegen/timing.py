@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +15,7 @@ import numpy as np
 import tvm
 
 from codegen.weights import WeightArray
+from qcompiler.core.artifact import ALIGNMENT
 from qcompiler.core.cache import read_cached, write_cached
 from qcompiler.core.target import Target
 
@@ -70,11 +72,21 @@ def machine_is_busy() -> bool:
     return os.getloadavg()[0] > 1.75 * len(os.sched_getaffinity(0))
 
 
-def stand_ins(entries: Sequence[WeightArray], seed: int = 0) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield an array in the place of each packed weight: small random numbers, any codes."""
+def stand_ins(
+    entries: Sequence[WeightArray], seed: int = 0, codes: np.ndarray | None = None
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield an array in the place of each packed weight: small random numbers, any codes.
+
+    codes: bytes to take codes from, `code_bytes` of them, where new ones are not wanted.
+    """
     rng = np.random.default_rng(seed)
+    begin = 0
     for entry in entries:
-        if entry.dtype == "uint8":
+        if entry.dtype == "uint8" and codes is not None:
+            size = math.prod(entry.shape)
+            yield entry.name, codes[begin : begin + size].reshape(entry.shape)
+            begin += _aligned(size)
+        elif entry.dtype == "uint8":
             yield entry.name, rng.integers(0, 256, entry.shape, np.uint8)
         elif np.issubdtype(np.dtype(entry.dtype), np.floating):
             values = rng.random(entry.shape, np.float32)
@@ -83,6 +95,15 @@ def stand_ins(entries: Sequence[WeightArray], seed: int = 0) -> Iterator[tuple[s
             yield entry.name, values.astype(entry.dtype)
         else:
             yield entry.name, np.zeros(entry.shape, entry.dtype)
+
+
+def code_bytes(entries: Sequence[WeightArray]) -> int:
+    """Return how many bytes the codes of packed weights take, one after the other."""
+    return sum(_aligned(math.prod(entry.shape)) for entry in entries if entry.dtype == "uint8")
+
+
+def _aligned(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT
 
 
 def cache_key(target: Target, what: dict[str, object]) -> str:

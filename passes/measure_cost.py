@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 from torch import fx
 
 from passes.fused_products import FusedProduct, fused_products
@@ -27,6 +28,9 @@ AFTER_PROMPT = 64
 """Tokens after the prompt at which the time of one is said: half of what `bench` generates."""
 
 
+_LEAST_REST = 0.02  # of what a model takes
+
+
 @dataclass(frozen=True, kw_only=True)
 class MeasureCost(Pass):
     """Find what each weight takes in each of the `choices`, and how long its products run.
@@ -37,8 +41,9 @@ class MeasureCost(Pass):
     says where seconds come from:
 
     - "timer": the target's kernels are timed on this machine, once for each shape and scheme, and
-      the model as a whole is, once, with every operator in the first of the choices; what it takes
-      beyond its products is the cost of the rest. Times are kept in the user's cache.
+      so is the model as a whole, with every operator in one choice, in turns for all choices. That
+      says what products take together, and the kernels, how they share it. Times are kept in the
+      user's cache.
     - "roofline": bytes and operations, over what a typical machine of the target does of either.
     - "auto": timed where this machine can run the target's code, else estimated.
     - "none": there are none.
@@ -75,7 +80,13 @@ class MeasureCost(Pass):
             texts = bench.choices(weight)
             choices[weight.operator] = {text: bench.cost(weight, text) for text in texts}
             context.progress.advance(done, len(weights) + 1)
-        rest = bench.rest()
+        decode, prefill = None, None
+        if source == "timer":
+            decode, prefill = bench.measured_rest(choices)
+        elif source:
+            decode, prefill = bench.estimated_rest()
+        size = bench.rest_bytes()
+        rest = OperatorCost(bits=8.0 * size, bytes=size, decode_s=decode, prefill_s=prefill)
         program.facts[Cost] = Cost(
             choices=choices,
             weights={w.operator: w.shape[0] * w.shape[1] for w in weights.values()},
@@ -220,41 +231,66 @@ class _Bench:
             )
         return self._streams[str(scheme)]
 
-    def rest(self) -> OperatorCost:
-        """Return what is no operator's: the bytes of other weights, and what time is left."""
+    def rest_bytes(self) -> int:
+        """Return the bytes of weights that are no operator's."""
         weights = self.program.weights
         read = {
             weights.resolve(str(node.target))
             for node in self.program.graph.nodes
             if node.op == "get_attr"
         }
-        size = sum(
+        return sum(
             math.prod(weights.shape(name)) * weights.dtype(name).itemsize
             for name in read
             if operator_name(name) not in self.weights
         )
-        decode, prefill = self._rest_seconds() if self.source else (None, None)
-        return OperatorCost(bits=8.0 * size, bytes=size, decode_s=decode, prefill_s=prefill)
 
-    def _rest_seconds(self) -> tuple[float, float]:
-        target, prompt = self.context.target, self.step.prompt_tokens
-        if self.source == "roofline":
-            one, whole = self._sizes
-            after = prompt + AFTER_PROMPT
-            return (
-                rest_seconds(self.program, one, after, target),
-                rest_seconds(self.program, whole, prompt, target),
-            )
-        first, timer = self.step.choices[0], self.context.model_timer
+    def estimated_rest(self) -> tuple[float, float]:
+        """Return the seconds that a token and a prompt take beyond products, by the roofline."""
+        (one, whole), target, prompt = self._sizes, self.context.target, self.step.prompt_tokens
+        return (
+            rest_seconds(self.program, one, prompt + AFTER_PROMPT, target),
+            rest_seconds(self.program, whole, prompt, target),
+        )
+
+    def measured_rest(self, costs: dict[str, dict[str, OperatorCost]]) -> tuple[float, float]:
+        """Return the same as measured, and correct the seconds of `costs`.
+
+        Models of one choice each are timed in turns. What the first takes beyond its products is
+        the rest; the products of each choice are made to add up to what its model takes.
+        """
+        timer, target = self.context.model_timer, self.context.target
         assert timer is not None
-        plan = {n: first if first in self.choices(w) else FLOAT for n, w in self.weights.items()}
-        schemes = {n: QuantScheme.parse(c) for n, c in plan.items() if c != FLOAT}
-        model = compiled_form(self.program, schemes, target)
-        decode, prefill = timer.model_seconds(model, prompt)
-        for name, choice in plan.items():
-            products = self.seconds(self.weights[name], choice)
-            decode, prefill = decode - products[0], prefill - products[1]
-        return decode, prefill
+        plans = [
+            {name: c if c in self.choices(w) else FLOAT for name, w in self.weights.items()}
+            for c in self.step.choices
+        ]
+        models = [
+            compiled_form(
+                self.program,
+                {name: QuantScheme.parse(c) for name, c in plan.items() if c != FLOAT},
+                target,
+            )
+            for plan in plans
+        ]
+        measured = np.array(timer.model_seconds(models, self.step.prompt_tokens))
+        products = np.array(
+            [
+                np.sum([self.seconds(self.weights[name], c) for name, c in plan.items()], axis=0)
+                for plan in plans
+            ]
+        )
+        # Kernels run one by one take longer than in their places; there is always some rest.
+        rest = np.maximum(measured[0] - products[0], _LEAST_REST * measured[0])
+        factors = np.maximum(measured - rest, 0.0) / products
+        for by in costs.values():
+            for choice, (decode, prefill) in zip(self.step.choices, factors.tolist(), strict=True):
+                if (cost := by.get(choice)) is not None and cost.decode_s is not None:
+                    assert cost.prefill_s is not None
+                    by[choice] = replace(
+                        cost, decode_s=decode * cost.decode_s, prefill_s=prefill * cost.prefill_s
+                    )
+        return float(rest[0]), float(rest[1])
 
 
 def _symbol(node: fx.Node) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from qcompiler.core.formats import QuantScheme
@@ -38,11 +39,14 @@ class KernelTimer(Protocol):
 class ModelTimer(Protocol):
     """Times whole models, on the machine it runs on."""
 
-    def model_seconds(self, program: Program, prompt_tokens: int) -> tuple[float, float]:
-        """Return the seconds of one token after a prompt, and of the prompt.
+    def model_seconds(
+        self, programs: Sequence[Program], prompt_tokens: int
+    ) -> list[tuple[float, float]]:
+        """Return the seconds of one token after a prompt, and of the prompt, for each program.
 
-        The program is a LEGAL language model, whose matrices need no values: how fast they are
-        multiplied by does not depend on them.
+        The programs are one LEGAL language model in several formats, whose matrices need no values:
+        how fast they are multiplied by does not depend on them. They are timed in turns, so that
+        their times compare.
 
         Raises:
             UnsupportedError: the target is another machine.

@@ -10,7 +10,7 @@ import torch
 
 from codegen.kernel_timer import MachineKernelTimer, packed_bytes, product_program
 from codegen.lower import lower
-from codegen.timing import best_times, stand_ins
+from codegen.timing import best_times, code_bytes, stand_ins
 from qcompiler.core.formats import QuantScheme
 from qcompiler.core.qtensor import QuantizedTensor
 from qcompiler.core.stage import Stage
@@ -69,6 +69,10 @@ def test_stand_ins_fit_the_weights_and_differ() -> None:
     ]
     assert all(np.isfinite(array.astype(np.float32)).all() for array in one.values())
     assert not np.array_equal(one["w0.weight/codes"], other["w0.weight/codes"])
+    given = np.arange(code_bytes(entries), dtype=np.uint8)
+    taken = [a for _, a in stand_ins(entries, codes=given) if a.dtype == np.uint8]
+    assert all(np.shares_memory(array, given) for array in taken)
+    assert not np.shares_memory(*taken[:2])
 
 
 @pytest.mark.tvm

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -43,19 +43,22 @@ def test_a_model_is_timed_once_for_each_plan(
 ) -> None:
     monkeypatch.setenv("QCOMPILER_CACHE", str(tmp_path))
     timer = MachineModelTimer(find("native"), lambda: 1, Step)
-    first = timer.model_seconds(hollow("w8a8g32"), 16)
-    assert 0 < first[0] < 1
-    assert 0 < first[1] < 1
+    both = [hollow("w8a8g32"), hollow("w4a8g32")]
+    found = timer.model_seconds(both, 16)
+    assert len(found) == 2
+    assert all(0 < seconds < 1 for pair in found for seconds in pair)
     assert len(list(tmp_path.rglob("models/*.json"))) == 1
     monkeypatch.setattr("codegen.timing.machine_is_busy", lambda: True)
     measured: list[int] = []
 
-    def measure(_: MachineModelTimer, __: Program, prompt_tokens: int) -> list[float]:
+    def measure(
+        _: MachineModelTimer, programs: Sequence[Program], prompt_tokens: int
+    ) -> list[float]:
         measured.append(prompt_tokens)
-        return [1.0, 2.0]
+        return [1.0, 2.0] * len(programs)
 
     monkeypatch.setattr(MachineModelTimer, "_measure", measure)
-    assert timer.model_seconds(hollow("w8a8g32"), 16) == first
-    assert timer.model_seconds(hollow("w8a8g32"), 24) == (1.0, 2.0)
-    assert timer.model_seconds(hollow("w4a8g32"), 24) == (1.0, 2.0)
+    assert timer.model_seconds(both, 16) == found
+    assert timer.model_seconds(both, 24) == [(1.0, 2.0), (1.0, 2.0)]
+    assert timer.model_seconds(both[1:], 24) == [(1.0, 2.0)]
     assert measured == [24, 24]
