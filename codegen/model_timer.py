@@ -83,9 +83,9 @@ class MachineModelTimer:
         ]
         capacity = prompt_tokens + _AFTER + _STEPS
         caches = [
-            tvm.runtime.tensor(np.zeros((1, kv.heads, capacity, kv.head_dim), np.float32))
+            tvm.runtime.tensor(cache.numpy())
             for kv in program.info.kv
-            for _ in "kv"
+            for cache in kv.new(capacity)
         ]
 
         def call(name: str, **inputs: np.ndarray) -> Callable[[], object]:

@@ -14,6 +14,7 @@ from passes.measure_cost import MeasureCost
 from passes.measure_hessian import MeasureHessian
 from passes.measure_sensitivity import MeasureSensitivity
 from passes.quantize_gptq import QuantizeGptq
+from passes.quantize_kv import QuantizeKv
 from passes.quantize_rtn import QuantizeRtn
 from passes.quantize_signround import QuantizeSignround
 from passes.set_bits import SetBits
@@ -26,6 +27,7 @@ PASSES: tuple[type[Pass], ...] = (
     MeasureCost,
     AllocateBits,
     SetBits,
+    QuantizeKv,
     QuantizeRtn,
     QuantizeGptq,
     QuantizeSignround,

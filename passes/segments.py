@@ -19,8 +19,9 @@ import torch.nn.functional as functional
 from torch import fx
 
 from passes.activations import Values
-from qcompiler.core import ops
+from qcompiler.core import kv_rows, ops
 from qcompiler.core.formats import QuantScheme, TensorFormat
+from qcompiler.core.kv_format import pair
 from qcompiler.core.program import LINEARS, Program, operator_name, weight_of
 from qcompiler.core.qtensor import QuantizedTensor
 from qcompiler.core.reference import quantize_activation
@@ -127,9 +128,10 @@ class GraphOrder:
         """Make the caches that a call changes, empty and as long as the sample."""
         for source in node.all_input_nodes:
             if source in self.caches and source.name not in env:
-                _, heads, _, size = source.meta["val"].shape
+                val = source.meta["val"]
+                _, heads, _, size = val.shape
                 tokens = env[self.program.placeholders()[0].name].shape[1]
-                env[source.name] = torch.zeros(1, int(heads), tokens, int(size))
+                env[source.name] = torch.zeros(1, int(heads), tokens, int(size), dtype=val.dtype)
 
     def inputs(self, sample: Sequence[torch.Tensor]) -> Values:
         """Return the values that the first segment starts from, for one calibration sample.
@@ -262,13 +264,19 @@ def _attention(
     scale: float,
     window: int = 0,
     softcap: float = 0.0,
+    kv: str = "",
 ) -> torch.Tensor:
     """Compute `ops.attention`, by torch's kernel where that can: several times as fast."""
     if int(position) or 0 < window < q.shape[1] or softcap > 0:
         return ops.attention(
-            q, k, v, k_cache, v_cache, position, scale=scale, window=window, softcap=softcap
+            q, k, v, k_cache, v_cache, position, scale=scale, window=window, softcap=softcap, kv=kv
         )
     # The caches are empty, and nothing else reads them.
+    if kv:
+        d, forms = k.shape[3], pair(kv)
+        q, k = kv_rows.turned(q, forms[0]), kv_rows.turned(k, forms[0])
+        stored = (kv_rows.stored(t, form) for t, form in zip((k, v), forms, strict=True))
+        k, v = (kv_rows.seen(t, form, d) for t, form in zip(stored, forms, strict=True))
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))
     y = functional.scaled_dot_product_attention(
         q, k, v, is_causal=True, scale=scale, enable_gqa=q.shape[1] != k.shape[1]

@@ -29,6 +29,7 @@ from qcompiler.core.artifact import (
     write_artifact,
 )
 from qcompiler.core.errors import UsageError
+from qcompiler.core.kv_format import pair, row_of
 from qcompiler.core.program import ModelInfo, Program
 from qcompiler.core.target import Target
 from qcompiler.report.content import PAGE, REPORT, TIMES, encode, parse
@@ -115,7 +116,14 @@ def _manifest(
             vocab_size=info.vocab_size or 0,
             max_context=info.max_context or 0,
             kv=tuple(
-                CacheSpec(heads=kv.heads, head_dim=kv.head_dim) for kv in info.kv for _ in "kv"
+                CacheSpec(
+                    heads=kv.heads,
+                    head_dim=kv.head_dim,
+                    dtype=row_of(form, kv.head_dim)[1],
+                    format=form,
+                )
+                for kv in info.kv
+                for form in pair(kv.format)
             ),
             end_tokens=info.end_tokens,
             begin_token=info.begin_token,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 from tvm import tirx
 from tvm.tirx import PrimFunc
@@ -27,11 +28,13 @@ from codegen.kernels.builder import (
     splat,
     store,
 )
+from codegen.kernels.kv_rows import StoredRow, rotate_heads, write_row
 from codegen.kernels.rotary import Row, copy_row
-from codegen.kernels.row import Rows, over_rows
+from codegen.kernels.row import Rows, over_rows, pieces
 from codegen.kernels.single_attention import SingleAttention
 from codegen.kernels.tiled_attention import HIDDEN, Tile, TiledAttention
 from qcompiler.core.errors import UnsupportedError
+from qcompiler.core.kv_format import KvFormat, row_of
 from qcompiler.core.target import Target
 
 
@@ -40,7 +43,8 @@ class AttentionSpec:
     """`heads` query heads share `kv_heads` heads of keys and values, of `head_size` features.
 
     A token sees itself and what came before, at most `window` tokens where that is positive; scores
-    pass softcap · tanh(score / softcap) where that is positive.
+    pass softcap · tanh(score / softcap) where that is positive. `keys` and `values` are the formats
+    of the caches' rows; None: float32.
     """
 
     heads: int
@@ -49,6 +53,8 @@ class AttentionSpec:
     scale: float
     window: int = 0
     softcap: float = 0.0
+    keys: KvFormat | None = None
+    values: KvFormat | None = None
 
     def __post_init__(self) -> None:
         if self.heads % self.kv_heads:
@@ -61,6 +67,9 @@ class AttentionSpec:
                 f"no attention kernel for heads of {self.head_size} features; "
                 "pad them to a multiple of 8"
             )
+        for form in (self.keys, self.values):
+            if form is not None:
+                form.check(self.head_size)
 
     @property
     def group(self) -> int:
@@ -70,7 +79,7 @@ class AttentionSpec:
 
 @dataclass(frozen=True)
 class Cache:
-    """Keys and values so far, each [1, hk, c, d], and the place of the first new token."""
+    """Keys and values so far, each [1, hk, c, r], and the place of the first new token."""
 
     keys: Buffer
     values: Buffer
@@ -79,10 +88,15 @@ class Cache:
     @classmethod
     def declare(cls, spec: AttentionSpec) -> Cache:
         """Add the three buffers to the function's arguments."""
-        shape = (1, spec.kv_heads, size("c"), spec.head_size)
+        context = size("c")
+
+        def cache(name: str, form: KvFormat | None) -> Buffer:
+            numbers, dtype = row_of("" if form is None else str(form), spec.head_size)
+            return argument(name, (1, spec.kv_heads, context, numbers), dtype)
+
         return cls(
-            argument("k_cache", shape, "float32"),
-            argument("v_cache", shape, "float32"),
+            cache("k_cache", spec.keys),
+            cache("v_cache", spec.values),
             argument("position", (1,), "int64"),
         )
 
@@ -102,10 +116,10 @@ class NewTokens:
 
 
 def attention(spec: AttentionSpec, target: Target, rows: Rows) -> PrimFunc:
-    """q [1, s, h, d], k and v [1, s, hk, d], both caches [1, hk, c, d], position → out as q.
+    """q [1, s, h, d], k and v [1, s, hk, d], both caches [1, hk, c, r], position → out as q.
 
-    Position is int64, all else float32. The caches change in place. One row is the schedule for a
-    single new token, many for a prompt.
+    Position is int64, caches are float32 or bytes, all else is float32. The caches change in place.
+    One row is the schedule for a single new token, many for a prompt.
     """
     with kernel("attention") as built:
         s = 1 if rows == "one" else size("s")
@@ -138,9 +152,28 @@ def attend(spec: AttentionSpec, target: Target, rows: Rows, new: NewTokens, cach
     position = settle(load(cache.position, 0))
 
     def append(token: Expr) -> None:
+        d, lanes = spec.head_size, target.lanes
+        forms = (spec.keys, spec.values)
+        numbers = [None if form is None else scratch(d, "float32") for form in forms]
         with serial(spec.kv_heads) as head:
             place = (0, head, position + token, 0)
-            new.append(token, head, Row(cache.keys, place), Row(cache.values, place))
+            ends = Row(cache.keys, place), Row(cache.values, place)
+            rows = [
+                end if n is None else Row(n, (0,)) for n, end in zip(numbers, ends, strict=True)
+            ]
+            new.append(token, head, rows[0], rows[1])
+            if _turns(spec):
+                rotate_heads(rows[0], d, lanes)
+            for row, end, form in zip(rows, ends, forms, strict=True):
+                if form is not None:
+                    write_row(row, end, form, d, lanes)
+
+    def write_query(token: Expr, head: Expr, to: Row) -> None:
+        plain.write_query(token, head, to)
+        if _turns(spec):
+            rotate_heads(to, spec.head_size, target.lanes)
+
+    plain, new = new, replace(new, write_query=write_query)
 
     over_rows(new.tokens, 2 * spec.kv_heads * spec.head_size, append)
     if rows == "one":
@@ -163,8 +196,8 @@ def _attend_one(
         lanes=target.lanes,
         registers=target.vector_registers,
         write_query=lambda head, to: new.write_query(zero, head, to),
-        key=lambda head, key: Row(cache.keys, (0, head, key, 0)),
-        value=lambda head, key: Row(cache.values, (0, head, key, 0)),
+        key=lambda head, key: _row(spec, spec.keys, cache.keys, head, key),
+        value=lambda head, key: _row(spec, spec.values, cache.values, head, key),
         output=lambda head: new.output(zero, head),
     ).emit(settle(first), settle(position + 1))
 
@@ -182,6 +215,10 @@ def _attend_many(
         oldest = settle(position + first_row // spec.group)
         last_row = tirx.Min(first_row + (tile.queries - 1), rows - 1)
         newest = settle(position + last_row // spec.group)
+        # Rows in few bits are read once for all queries of a tile.
+        floats = (
+            scratch(tile.keys * spec.head_size, "float32") if spec.keys or spec.values else None
+        )
         places = scratch(tile.queries, "int32")
         with serial(tile.queries) as i:
             store(places, cast(position + (first_row + i) // spec.group, "int32"), i)
@@ -217,10 +254,42 @@ def _attend_many(
             scale=spec.scale,
             softcap=spec.softcap,
             write_query=write_query,
-            key=lambda key, f: load(cache.keys, 0, head, key, f),
-            value=lambda key, f: load(cache.values, 0, head, key, f),
+            keys=partial(_tile_rows, spec, spec.keys, target, cache.keys, head, floats),
+            values=partial(_tile_rows, spec, spec.values, target, cache.values, head, floats),
             read_result=read_result,
         ).emit(first_row, rows, settle(first_key), settle(newest + 1), hide, partly_hidden)
+
+
+def _turns(spec: AttentionSpec) -> bool:
+    return spec.keys is not None and spec.keys.rotated
+
+
+def _row(
+    spec: AttentionSpec, form: KvFormat | None, cache: Buffer, head: Expr, key: Expr
+) -> Row | StoredRow:
+    row = Row(cache, (0, head, key, 0))
+    return row if form is None else StoredRow(row, form, spec.head_size)
+
+
+def _tile_rows(
+    spec: AttentionSpec,
+    form: KvFormat | None,
+    target: Target,
+    cache: Buffer,
+    head: Expr,
+    floats: Buffer | None,
+    start: Expr,
+    count: Expr,
+) -> Callable[[Expr, Expr], Expr]:
+    """Make `count` rows ready from `start` on, and return what reads a feature of one of them."""
+    if form is None or floats is None:
+        return lambda i, f: load(cache, 0, head, start + i, f)
+    d = spec.head_size
+    with serial(count) as i:
+        row = _row(spec, form, cache, head, start + i)
+        for at, width, _ in pieces(d, target.lanes):
+            store(floats, row.load(at, width), i * d + at)
+    return lambda i, f: load(floats, i * d + f)
 
 
 def _balanced(i: Expr, count: Expr) -> Expr:

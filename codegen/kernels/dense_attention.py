@@ -97,8 +97,8 @@ def dense_attention(spec: DenseAttentionSpec, target: Target) -> PrimFunc:
                 scale=spec.scale,
                 softcap=0.0,
                 write_query=write_query,
-                key=lambda key, f: load(k, batch, key, head, f),
-                value=lambda key, f: load(v, batch, key, head, f),
+                keys=lambda start, _: lambda i, f: load(k, batch, start + i, head, f),
+                values=lambda start, _: lambda i, f: load(v, batch, start + i, head, f),
                 read_result=read_result,
             ).emit(first_row, s, constant(0, "int64"), s, masking, None)
     return built.get()

@@ -37,6 +37,7 @@ from codegen.kernels.builder import (
     splat,
     when,
 )
+from codegen.kernels.kv_rows import StoredRow
 from codegen.kernels.rotary import Row
 from codegen.kernels.row import pieces
 from codegen.kernels.tiled_attention import HIDDEN, LOG2E
@@ -64,8 +65,8 @@ class SingleAttention:
     lanes: int
     registers: int
     write_query: Callable[[Expr, Row], None]
-    key: Callable[[Expr, Expr], Row]
-    value: Callable[[Expr, Expr], Row]
+    key: Callable[[Expr, Expr], Row | StoredRow]
+    value: Callable[[Expr, Expr], Row | StoredRow]
     output: Callable[[Expr], Row]
 
     @property

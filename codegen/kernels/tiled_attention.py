@@ -71,8 +71,9 @@ class TiledAttention:
     """What one tile of queries attends to.
 
     `write_query(row, buffer, offset)` writes the features of a query row into a buffer, and
-    `read_result(row, buffer, offset)` takes its result from one; `key(k, f)` and `value(k, f)` read
-    one number. `adjust(scores, first_key, vector)` changes the scores of one key for
+    `read_result(row, buffer, offset)` takes its result from one. `keys(start, count)` makes so many
+    rows ready, until other rows are, and returns what reads feature f of the i-th of them; so does
+    `values`. `adjust(scores, first_key, vector)` changes the scores of one key for
     one vector of queries: it hides keys, adds a mask; None where nothing is to be done.
     """
 
@@ -81,8 +82,8 @@ class TiledAttention:
     scale: float
     softcap: float
     write_query: Callable[[Expr, Buffer, Expr], None]
-    key: Callable[[Expr, Expr], Expr]
-    value: Callable[[Expr, Expr], Expr]
+    keys: Callable[[Expr, Expr], Callable[[Expr, Expr], Expr]]
+    values: Callable[[Expr, Expr], Callable[[Expr, Expr], Expr]]
     read_result: Callable[[Expr, Buffer, Expr], None]
 
     def emit(
@@ -139,19 +140,20 @@ class TiledAttention:
     def _score(self, start: Expr, count: Expr, queries: Buffer, scores: Buffer) -> None:
         """scores[key, query] = key · query, `at_once` keys at a time."""
         tile = self.tile
+        key = self.keys(start, count)
         whole = settle(count // tile.at_once)
 
         def block(first: Expr, limit: Expr | None) -> None:
             sums = Registers(tile.at_once * tile.vectors, tile.lanes)
             for j in range(tile.at_once * tile.vectors):
                 sums[j] = splat(0.0, tile.lanes)
-            keys = [start + first + r for r in range(tile.at_once)]
+            rows = [first + r for r in range(tile.at_once)]
             if limit is not None:
-                keys = [settle(tirx.Min(key, limit)) for key in keys]
+                rows = [settle(tirx.Min(row, limit)) for row in rows]
             with serial(self.head_size) as f:
                 q = _vectors(queries, f, tile)
                 for r in range(tile.at_once):
-                    k = bind(broadcast(self.key(keys[r], f), tile.lanes))
+                    k = bind(broadcast(key(rows[r], f), tile.lanes))
                     for v in range(tile.vectors):
                         j = r * tile.vectors + v
                         sums[j] = fma(k, q[v], sums[j])
@@ -165,7 +167,7 @@ class TiledAttention:
         # The last keys are read again in place of those behind them.
         when(
             count % tile.at_once > 0,
-            lambda: block(whole * tile.at_once, settle(start + count - 1)),
+            lambda: block(whole * tile.at_once, settle(count - 1)),
         )
 
     def _adjust(
@@ -222,6 +224,7 @@ class TiledAttention:
     ) -> None:
         """results[feature, query] = correction · results + value · weights, features at once."""
         tile = self.tile
+        value = self.values(start, count)
 
         def block(first: Expr, features: int) -> None:
             sums = Registers(features * tile.vectors, tile.lanes)
@@ -234,7 +237,7 @@ class TiledAttention:
             with serial(count) as key:
                 w = _vectors(weights, key, tile)
                 for r in range(features):
-                    x = bind(broadcast(self.value(start + key, first + r), tile.lanes))
+                    x = bind(broadcast(value(key, first + r), tile.lanes))
                     for v in range(tile.vectors):
                         j = r * tile.vectors + v
                         sums[j] = fma(x, w[v], sums[j])

@@ -12,13 +12,14 @@ from codegen.kernels import rotary as turns
 from codegen.lowerings.arguments import is_one, options, rows_of
 from codegen.lowerings.views import broadcast
 from qcompiler.core.errors import UnsupportedError
+from qcompiler.core.kv_format import KvFormat, pair
 
 
 def attention(f: FunctionLowering, node: fx.Node) -> Value:
     """Lower attention over a cache."""
     q, k, v, *caches = (f.argument(a) for a in node.args[:6])
     heads, head_size = int(q.shape[2]), int(q.shape[3])
-    spec = _attention_spec(node, heads, caches)
+    spec = _attention_spec(node, heads, head_size, caches)
     rows = rows_of(q.shape[1])
     (out,) = f.kernel(
         ("attention", spec, rows),
@@ -27,28 +28,42 @@ def attention(f: FunctionLowering, node: fx.Node) -> Value:
         [f.shaped(t) for t in (q, k, v, *caches)],
         [(q.shape, "float32")],
     )
-    f.kernels[node.name] = (f"attention_{rows}", f"{heads} heads of {head_size}")
+    f.kernels[node.name] = (f"attention_{rows}", _reason(spec))
     return Value(out, q.shape)
 
 
-def _attention_spec(node: fx.Node, heads: int, caches: list[Value]) -> cached.AttentionSpec:
+def _attention_spec(
+    node: fx.Node, heads: int, head_size: int, caches: list[Value]
+) -> cached.AttentionSpec:
     given = options(node)
+    keys, values = (
+        KvFormat.parse(text) if text else None for text in pair(str(given.get("kv", "")))
+    )
     return cached.AttentionSpec(
         heads=heads,
         kv_heads=int(caches[0].shape[1]),
-        head_size=int(caches[0].shape[3]),
+        head_size=head_size,
         scale=float(given["scale"]),
         window=int(given.get("window", 0)),
         softcap=float(given.get("softcap", 0.0)),
+        keys=keys,
+        values=values,
     )
+
+
+def _reason(spec: cached.AttentionSpec) -> str:
+    forms = [str(form) for form in (spec.keys, spec.values) if form is not None]
+    cache = f", cached as {'/'.join(dict.fromkeys(forms))}" if forms else ""
+    return f"{spec.heads} heads of {spec.head_size}{cache}"
 
 
 def rope_attention(f: FunctionLowering, node: fx.Node) -> Value:
     """Lower attention over a cache that takes the fused product and rotates it."""
     qkv, cos, sin, *caches = (f.argument(a) for a in node.args[:6])
     heads = int(options(node)["heads"])
+    head_size = int(qkv.shape[2]) // (heads + 2 * int(caches[0].shape[1]))
     spec = fused.RopeAttentionSpec(
-        attention=_attention_spec(node, heads, caches),
+        attention=_attention_spec(node, heads, head_size, caches),
         rotated=2 * int(cos.shape[-1]),
         interleaved=bool(node.kwargs.get("interleaved", False)),
     )
@@ -63,7 +78,7 @@ def rope_attention(f: FunctionLowering, node: fx.Node) -> Value:
     )
     f.kernels[node.name] = (
         f"rope_attention_{rows}",
-        f"{heads} heads of {spec.attention.head_size}, rotated on the way",
+        f"{_reason(spec.attention)}, rotated on the way",
     )
     return Value(out, shape)
 

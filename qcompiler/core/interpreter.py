@@ -39,8 +39,7 @@ class TorchLanguageModel:
 
     def new_caches(self, context: int) -> list[torch.Tensor]:
         """Return empty caches for `context` tokens, in graph order."""
-        shapes = [(1, kv.heads, context, kv.head_dim) for kv in self._info.kv for _ in range(2)]
-        return [torch.zeros(shape) for shape in shapes]
+        return [cache for kv in self._info.kv for cache in kv.new(context)]
 
     def step(
         self, ids: torch.Tensor, position: int, rows: torch.Tensor, caches: list[torch.Tensor]

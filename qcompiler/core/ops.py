@@ -12,8 +12,9 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as functional
 
-from qcompiler.core import reference
+from qcompiler.core import kv_rows, reference
 from qcompiler.core.formats import QuantScheme, TensorFormat
+from qcompiler.core.kv_format import pair
 from qcompiler.core.qtensor import QuantizedTensor
 
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -181,26 +182,31 @@ def attention(
     scale: float,
     window: int = 0,
     softcap: float = 0.0,
+    kv: str = "",
 ) -> torch.Tensor:
     """Append k and v to the cache at `position`, then attend causally over what the cache holds.
     q: [b, s, h, d]; k, v: [b, s, hk, d], h a multiple of hk; caches [b, hk, c, d], which change;
     position: [1] int64, the place of the first new token. A token sees itself and what came before,
     at most `window` tokens when that is positive; scores pass softcap · tanh(score / softcap) when
-    that is positive. Returns [b, s, h, d].
+    that is positive. `kv` is the format that keys and values have in the caches (see `KvFormat`),
+    which then are [b, hk, c, r] uint8. Returns [b, s, h, d].
     """
     if isinstance(position, torch._subclasses.fake_tensor.FakeTensor):
         return q.new_empty((*q.shape[:-1], v.shape[-1]))
-    start, s = int(position), q.shape[1]
-    k_cache[:, :, start : start + s] = k.transpose(1, 2)
-    v_cache[:, :, start : start + s] = v.transpose(1, 2)
-    seen = torch.arange(start + s)
+    start, s, d = int(position), q.shape[1], k.shape[3]
+    k_form, v_form = pair(kv)
+    q, k = kv_rows.turned(q, k_form), kv_rows.turned(k, k_form)
+    k_cache[:, :, start : start + s] = kv_rows.stored(k.transpose(1, 2), k_form)
+    v_cache[:, :, start : start + s] = kv_rows.stored(v.transpose(1, 2), v_form)
+    place = torch.arange(start + s)
     query = torch.arange(start, start + s).unsqueeze(1)
-    hidden = seen > query
+    hidden = place > query
     if window > 0:
-        hidden |= seen <= query - window
+        hidden |= place <= query - window
     repeat = q.shape[2] // k.shape[2]
-    keys = k_cache[:, :, : start + s].to(q.dtype).repeat_interleave(repeat, 1)
-    values = v_cache[:, :, : start + s].to(q.dtype).repeat_interleave(repeat, 1)
+    keys = kv_rows.seen(k_cache[:, :, : start + s], k_form, d).to(q.dtype)
+    values = kv_rows.seen(v_cache[:, :, : start + s], v_form, d).to(q.dtype)
+    keys, values = keys.repeat_interleave(repeat, 1), values.repeat_interleave(repeat, 1)
     scores = (q.transpose(1, 2) @ keys.transpose(-1, -2)) * scale
     if softcap > 0:
         scores = softcap * torch.tanh(scores / softcap)
@@ -221,17 +227,20 @@ def rope_attention(
     window: int = 0,
     softcap: float = 0.0,
     interleaved: bool = False,
+    kv: str = "",
 ) -> torch.Tensor:
     """`rotary` of queries and keys, then `attention`, from one fused product.
 
     qkv: [b, s, (h + 2·hk)·d], queries first, then keys, then values. Returns [b, s, h·d].
     """
-    kv_heads, d = k_cache.shape[1], k_cache.shape[3]
+    kv_heads = k_cache.shape[1]
+    d = qkv.shape[-1] // (heads + 2 * kv_heads)
     each = qkv.reshape(*qkv.shape[:2], heads + 2 * kv_heads, d)
     q, k, v = torch.split(each, [heads, kv_heads, kv_heads], 2)
     q = rotary(q, cos, sin, interleaved=interleaved)
     k = rotary(k, cos, sin, interleaved=interleaved)
-    y = attention(q, k, v, k_cache, v_cache, position, scale=scale, window=window, softcap=softcap)
+    options = {"scale": scale, "window": window, "softcap": softcap}
+    y = attention(q, k, v, k_cache, v_cache, position, **options, kv=kv)  # type: ignore[arg-type]
     return y.flatten(-2)
 
 

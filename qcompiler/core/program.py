@@ -11,6 +11,7 @@ from torch import fx
 
 from qcompiler.core import ops
 from qcompiler.core.formats import QuantScheme
+from qcompiler.core.kv_format import pair, row_of
 from qcompiler.core.stage import Stage
 from qcompiler.core.weights import WeightStore
 
@@ -20,10 +21,22 @@ LINEARS = frozenset({ops.linear, ops.quantized_linear, ops.quantized_matmul})
 
 @dataclass(frozen=True, kw_only=True)
 class KvCache:
-    """The keys and values of one layer: [1, heads, context, head_dim] each."""
+    """The keys and values of one layer: [1, heads, context, head_dim] each.
+
+    `format` is that of their rows, as `KvFormat` writes it for keys and values; "" is float32.
+    """
 
     heads: int
     head_dim: int
+    format: str = ""
+
+    def new(self, context: int) -> list[torch.Tensor]:
+        """Return both caches, empty, with room for `context` tokens."""
+        rows = [row_of(form, self.head_dim) for form in pair(self.format)]
+        return [
+            torch.zeros((1, self.heads, context, numbers), dtype=getattr(torch, dtype))
+            for numbers, dtype in rows
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -117,7 +117,8 @@ def _rope_attention(
     heads: int,
     **kwargs: Any,
 ) -> Tensor:
-    return qkv.new_empty((*qkv.shape[:-1], heads * v_cache.shape[3]))
+    size = qkv.shape[-1] // (heads + 2 * v_cache.shape[1])
+    return qkv.new_empty((*qkv.shape[:-1], heads * size))
 
 
 RULES: Mapping[Callable[..., Any], Callable[..., Any]] = {

@@ -15,7 +15,7 @@ SMALLEST = 256
 
 
 class KVCache:
-    """The cache tensors of one sequence, [1, heads, capacity, head_dim] each."""
+    """The cache tensors of one sequence, [1, heads, capacity, row] each."""
 
     def __init__(self, specs: tuple[CacheSpec, ...], max_context: int) -> None:
         self._specs = specs
@@ -43,7 +43,7 @@ class KVCache:
         capacity = min(capacity, self._max_context)
         grown = []
         for index, spec in enumerate(self._specs):
-            array = aligned_zeros((1, spec.heads, capacity, spec.head_dim), spec.dtype)
+            array = aligned_zeros((1, spec.heads, capacity, spec.row), spec.dtype)
             if used:
                 array[:, :, :used] = self.arrays[index][:, :, :used]
             grown.append(array)

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from qcompiler.core.errors import ArtifactError
+from qcompiler.core.kv_format import row_of
 
-SCHEMA = 2
+SCHEMA = 3
 """Version of the manifest's layout; raised when an older runtime could misread a newer one."""
 
 Plain = None | bool | int | float | str | list["Plain"] | dict[str, "Plain"]
@@ -34,11 +35,26 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheSpec:
-    """One cache tensor, [1, heads, context, head_dim], context being as long as needed."""
+    """One cache tensor, [1, heads, context, row], context being as long as needed.
+
+    A row holds one head of one token: `head_dim` float32 numbers, or bytes as `format` has them
+    (see `KvFormat`).
+    """
 
     heads: int
     head_dim: int
     dtype: str = "float32"
+    format: str = ""
+
+    @property
+    def row(self) -> int:
+        """Numbers of a row."""
+        return row_of(self.format, self.head_dim)[0]
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes that a token takes."""
+        return self.heads * self.row * (1 if self.format else 4)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
