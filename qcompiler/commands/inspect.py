@@ -46,6 +46,7 @@ def inspect(artifact: Path, *, as_json: bool) -> None:
                 "compiler": manifest.compiler,
                 "pipeline": list(manifest.pipeline),
                 "weight_bytes": weight_bytes,
+                "cache_bytes_per_token": sum(cache.token_bytes for cache in manifest.model.kv),
                 "artifact_bytes": all_bytes,
                 "measured": manifest.measured,
                 "layers": [
@@ -68,6 +69,10 @@ def inspect(artifact: Path, *, as_json: bool) -> None:
     ]
     if manifest.model.max_context:
         facts.append(("context", f"{manifest.model.max_context} tokens"))
+    if manifest.model.kv:
+        bytes_each = sum(cache.token_bytes for cache in manifest.model.kv)
+        formats = dict.fromkeys(cache.format or cache.dtype for cache in manifest.model.kv)
+        facts.append(("cache", f"{human_bytes(bytes_each)} a token: {', '.join(formats)}"))
     facts += [(name, f"{value:.6g}") for name, value in sorted(manifest.measured.items())]
     print_table(("artifact", str(artifact)), facts)
     print()
