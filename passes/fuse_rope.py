@@ -51,7 +51,7 @@ class _Rope:
 
 def _match(attention: fx.Node) -> _Rope | str:
     """Take apart an attention over rotated slices, or say what it is instead."""
-    q, k, v, k_cache = attention.args[:4]
+    q, k, v = attention.args[:3]
     if not (calls(q, ops.rotary) and calls(k, ops.rotary)):
         return "its queries are not rotated"
     if q.args[1:] != k.args[1:] or q.kwargs != k.kwargs:
@@ -65,8 +65,7 @@ def _match(attention: fx.Node) -> _Rope | str:
     width = shape(x)[last_axis(x)]
     if (q_start, q_end, k_end, v_end) != (0, k_start, v_start, width):
         return "queries, keys and values are not stored in that order"
-    size = shape(k_cache)[3]  # type: ignore[arg-type]
-    if {shape(node)[3] for node in (q, k, v)} != {size}:  # type: ignore[arg-type]
+    if len({shape(node)[3] for node in (q, k, v)}) > 1:
         return "heads of queries, keys and values differ in size"
     return _Rope(x, q.args[1:3], dict(q.kwargs), heads=shape(q)[2])  # type: ignore[arg-type]
 

@@ -29,14 +29,22 @@ def run(program: Program, *steps: Pass) -> Program:
     return program
 
 
-@pytest.mark.parametrize("after", [(), (FuseQkv(), FuseRope())], ids=["plain", "fused"])
-def test_logits_stay_near_with_8_bits(after: tuple[Pass, ...], tiny_llama: Make) -> None:
+FUSE: tuple[Pass, ...] = (FuseQkv(), FuseRope())
+ORDERS: dict[str, tuple[Pass, ...]] = {
+    "plain": (QuantizeKv(),),
+    "before fusing": (QuantizeKv(), *FUSE),
+    "after fusing": (*FUSE, QuantizeKv()),
+}
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_logits_stay_near_with_8_bits(order: str, tiny_llama: Make) -> None:
     tokens = list(range(24))
-    expected = TorchLanguageModel(run(tiny_llama(), *after)).logits(tokens)
-    program = run(tiny_llama(), *after, QuantizeKv())
+    expected = TorchLanguageModel(run(tiny_llama())).logits(tokens)
+    program = run(tiny_llama(), *ORDERS[order])
     assert sqnr(expected, TorchLanguageModel(program).logits(tokens)) > 30
     assert [kv.format for kv in program.info.kv] == ["kv8"] * len(program.info.kv)
-    attention = ops.rope_attention if after else ops.attention
+    attention = ops.attention if order == "plain" else ops.rope_attention
     found = [node for node in program.graph.nodes if node.target is attention]
     assert {node.kwargs["kv"] for node in found} == {"kv8"}
 
