@@ -65,7 +65,7 @@ def _match(attention: fx.Node) -> _Rope | str:
     width = shape(x)[last_axis(x)]
     if (q_start, q_end, k_end, v_end) != (0, k_start, v_start, width):
         return "queries, keys and values are not stored in that order"
-    if len({shape(node)[3] for node in (q, k, v)}) > 1:
+    if len({shape(node)[3] for node in (q, k, v)}) > 1:  # type: ignore[arg-type]
         return "heads of queries, keys and values differ in size"
     return _Rope(x, q.args[1:3], dict(q.kwargs), heads=shape(q)[2])  # type: ignore[arg-type]
 
