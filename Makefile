@@ -3,6 +3,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# OpenVINO's converter wants an older transformers than the compiler.
+OPENVINO := $(VENV)-openvino
 # A process for each processor, each of which computes on one thread.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 SOURCES := $(shell find qcompiler passes codegen targets -type f -not -path '*/__pycache__/*' 2>/dev/null)
@@ -36,11 +38,14 @@ format: $(VENV)/.installed $(VENV)/.tested-with  ## Format the code and mend wha
 
 .PHONY: bench
 bench: $(VENV)/.installed $(VENV)/.models  ## Measure speed side by side with torch and, where installed, its rivals
-	$(BIN)/python benchmarks/side_by_side.py
+	$(BIN)/python benchmarks/engines.py $(if $(wildcard $(OPENVINO)/bin/python),--openvino $(OPENVINO)/bin/python)
 
 .PHONY: peers
 peers: $(VENV)/.installed  ## Install the rivals for `make bench`; one is built from source and takes minutes
 	$(BIN)/python -m pip install '.[peers]'
+	$(PYTHON) -m venv $(OPENVINO)
+	$(OPENVINO)/bin/python -m pip install torch==2.13.0
+	$(OPENVINO)/bin/python -m pip install openvino-genai nncf optimum-intel
 
 .PHONY: install
 install: $(VENV)/.installed $(VENV)/.models  ## Install the compiler and the model of the demo, and no more

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import math
 import os
 import subprocess
@@ -13,8 +12,10 @@ from rich.console import Console
 from rich.table import Table
 
 import qcompiler
+from engine_list import chosen
+from engine_models import ModelFiles
+from engines import time_once
 from qcompiler.packaged import packaged_file
-from side_by_side import run_worker
 
 MODEL = "smollm2-135m"
 ARTIFACT = Path("build") / f"{MODEL}.w4a8.qc"
@@ -50,17 +51,13 @@ def main() -> None:
     assert quality.comparison is not None
     assert quality.kl is not None
     source = packaged_file(MODEL)
-    options = argparse.Namespace(prompt_tokens=512, generate_tokens=128, threads=2)
+    (ours,), (plain,) = chosen("qcompiler w4a8"), chosen("torch float32")
+    folder = ModelFiles(MODEL, None, ARTIFACT.parent, print).folder()
     rows = [
-        ("qcompiler w4a8", ARTIFACT, quality.nll, run_worker("qcompiler", str(ARTIFACT), options)),
-        (
-            "torch float32",
-            source,
-            quality.comparison.reference_nll,
-            run_worker("torch-fp32", str(source), options),
-        ),
+        ("qcompiler w4a8", ARTIFACT, quality.nll, time_once(ours, ARTIFACT)),
+        ("torch float32", source, quality.comparison.reference_nll, time_once(plain, folder)),
     ]
-    table = Table(title=f"{MODEL}, {options.threads} threads")
+    table = Table(title=f"{MODEL}, 2 threads")
     for name in ("", "size on disk", "perplexity", "prefill of 512, tokens/s", "decode, tokens/s"):
         table.add_column(name, justify="right" if name else "left")
     for name, path, nll, speed in rows:
@@ -71,8 +68,8 @@ def main() -> None:
             name,
             f"{size / 1e6:.0f} MB" + ("" if path.is_dir() else " (GGUF Q4_1)"),
             f"{math.exp(nll):.2f}",
-            f"{speed['prefill_tokens_per_s']['best']:.0f}",
-            f"{speed['decode_tokens_per_s']['best']:.1f}",
+            f"{max(speed['contexts']['512']['prefill_tokens_per_s']):.0f}",
+            f"{max(speed['contexts']['512']['decode_tokens_per_s']):.1f}",
         )
     Console().print(table)
     print(
