@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,8 +9,8 @@ import qcompiler
 from qcompiler.budgets import budget_settings
 from qcompiler.commands.calibration import CalibrationOptions
 from qcompiler.commands.output import print_json, print_table
+from qcompiler.commands.picture import check_picture, write_picture
 from qcompiler.commands.progress import watch
-from qcompiler.core.errors import UnsupportedError, UsageError
 from qcompiler.packaged import check_found
 from qcompiler.presets import find_pipeline
 from qcompiler.report.figures import human_bytes
@@ -27,7 +26,6 @@ _COLUMNS = {
     "decode_ms": "ms per token",
     "prefill_ms": "ms per prompt",
 }
-_PICTURES = (".svg", ".png")
 
 
 def plan(
@@ -48,7 +46,7 @@ def plan(
     settings = (*budget_settings(config, budgets, times=True), *settings)
     machine = find(target or config.with_settings(settings).target or NATIVE)
     if picture is not None:
-        check_picture(picture)
+        check_picture("--picture", picture)
     calibration.check()
     check_found(model)
     # … and what is wrong with options of passes, which are written in it, before TVM is loaded.
@@ -71,16 +69,6 @@ def plan(
         print_json(as_object(found))
     else:
         print_plan(found)
-
-
-def check_picture(picture: Path) -> None:
-    """Refuse a picture that could not be drawn in the end."""
-    if picture.suffix.lower() not in _PICTURES:
-        raise UsageError(f"--picture {picture}: end the name with .svg or .png")
-    if not picture.absolute().parent.is_dir():
-        raise UsageError(f"--picture {picture}: there is no folder {picture.parent}")
-    if picture.suffix.lower() == ".png":
-        _rasterizer()
 
 
 def print_plan(found: BitPlan) -> None:
@@ -179,20 +167,4 @@ def draw(found: BitPlan, picture: Path) -> None:
         x_title="MB of weights" if over == "bytes" else _COLUMNS[over],
         y_title=f"predicted rise of the loss ({found.unit})",
     )
-    if picture.suffix.lower() == ".svg":
-        picture.write_text(drawing + "\n", encoding="utf-8")
-    else:
-        data = _rasterizer()(svg_string=drawing, background="#ffffff", zoom=2)
-        picture.write_bytes(bytes(data))
-
-
-def _rasterizer() -> Callable[..., bytes]:
-    """Return what turns SVG into PNG."""
-    try:
-        from resvg_py import svg_to_bytes
-    except ModuleNotFoundError:
-        raise UnsupportedError(
-            "a PNG needs the extra 'pictures': pip install 'qcompiler[pictures]'; an SVG does not"
-        ) from None
-    drawn: Callable[..., bytes] = svg_to_bytes
-    return drawn
+    write_picture(drawing, picture)

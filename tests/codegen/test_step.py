@@ -15,8 +15,9 @@ from tvm import relax, tirx
 from codegen import build
 from codegen.kernels import single_attention
 from codegen.lower import lower
-from codegen.step import ALIGNMENT, NotAStep, _Region, make_step
+from codegen.step import NotAStep, _Region, make_step
 from codegen.team import NotForATeam
+from qcompiler.core.artifact import LINE_BYTES
 from qcompiler.core.program import Program
 from qcompiler.frontend import capture
 from targets import find
@@ -89,13 +90,13 @@ def _sum(a: Any, b: Any) -> Any:
 )
 def test_what_cannot_be_a_step_is_refused(module: Callable[[], Any], reason: str) -> None:
     with pytest.raises(NotAStep, match=reason):
-        make_step(module(), "decode")
+        make_step(module(), "decode", find("native"))
 
 
 def test_a_function_that_is_no_step_is_compiled_as_before_and_that_is_said(
     llama: Program, compiled: Compiled, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(module: Any, name: str) -> None:
+    def refuse(module: Any, name: str, target: Any) -> None:
         raise NotForATeam("a test says so")
 
     monkeypatch.setattr(build, "make_step", refuse)
@@ -110,7 +111,7 @@ def test_pieces_of_memory_in_use_at_one_time_are_apart(wanted: list[tuple[int, i
     taken: list[tuple[int, int, int, int]] = []
     for begin, (size, lasts) in enumerate(wanted):
         offset = region.take(size, begin, begin + lasts)
-        assert offset % ALIGNMENT == 0
+        assert offset % LINE_BYTES == 0
         assert offset + size <= region.size
         for other, length, _, end in taken:
             if end >= begin:
