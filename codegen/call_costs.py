@@ -96,6 +96,8 @@ class _Call:
     tensors: tuple[relax.TensorType, ...]
     stored: tuple[bool, ...]
     """Weights and caches are."""
+    numbers: tuple[tirx.Expr, ...]
+    """Sizes that are passed on as arguments."""
     results: tuple[relax.TensorType, ...]
 
 
@@ -113,14 +115,15 @@ def _calls(function: relax.Function) -> Iterator[_Call]:
             if value.op.name == "relax.reshape" and value.args[0] in stored:
                 stored[binding.var] = None
             if value.op.name == "relax.call_tir":
-                # Sizes are passed on among the tensors.
-                given = [a for a in value.args[1].fields if isinstance(a.ty, relax.TensorType)]
+                arguments = value.args[1].fields
+                given = [a for a in arguments if isinstance(a.ty, relax.TensorType)]
                 result = value.ty_args[0]
                 yield _Call(
                     binding.var,
                     value.args[0],
                     tuple(a.ty for a in given),
                     tuple(a in stored for a in given),
+                    tuple(a for a in arguments if not isinstance(a.ty, relax.TensorType)),
                     tuple(result.fields) if isinstance(result, relax.TupleType) else (result,),
                 )
 
@@ -206,7 +209,11 @@ def _generic(
     """Return bytes and operations of a function that is nothing but blocks."""
     parameters = [p for p in function.params if tirx.buffer.is_buffer_var(p)]
     given = (*call.tensors, *call.results)
-    known: dict[str, sympy.Expr] = {}
+    numbers = [p for p in function.params if not tirx.buffer.is_buffer_var(p)]
+    known = {
+        str(parameter.name): _expression(number, sizes)
+        for parameter, number in zip(numbers, call.numbers, strict=True)
+    }
     for parameter, kind in zip(parameters, given, strict=True):
         for wanted, found in zip(parameter.ty.shape, kind.shape, strict=True):
             if isinstance(wanted, tirx.Var):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import qcompiler
 from qcompiler.commands.output import print_json, print_table, say
 from qcompiler.commands.picture import check_picture, write_picture
+from qcompiler.core.artifact import read_manifest
 from qcompiler.core.errors import UsageError
 from qcompiler.report.figures import human_bytes
 
@@ -34,6 +35,8 @@ def bench(
     """Print tokens/s, time to the first token, memory and memory bandwidth, then every kind."""
     if roofline is not None:
         check_picture("--roofline", roofline)
+        if not read_manifest(artifact).limits:
+            raise UsageError(f"--roofline cannot be drawn: {_NO_COSTS}")
     found = qcompiler.bench(
         artifact,
         prompt_tokens=prompt_tokens,
@@ -148,8 +151,7 @@ def _draw(found: BenchResult, picture: Path) -> None:
     """Draw the kinds that read memory below the machine's limits."""
     from qcompiler.pictures import Point, roofline_svg
 
-    if found.limits is None:
-        raise UsageError(f"--roofline cannot be drawn: {_NO_COSTS}")
+    assert found.limits is not None
     series = {
         function.name: [
             Point(x=kind.operations / kind.bytes, y=kind.operations / kind.seconds, label=kind.kind)

@@ -81,7 +81,11 @@ def time_decode(
     if stamps[0].size != len(costs.calls) + 1:
         raise ArtifactError(_other_kernels(stamps[0].size - 1, costs))
     # The counter's pace, from all tokens: what passes from a call to its first stamp is the same.
-    cycle = (began_at[-1] - began_at[0]) / float(stamps[-1][0] - stamps[0][0])
+    # With one token there is nothing but its own time, which is a little more than its kernels'.
+    passed, cycles = began_at[-1] - began_at[0], stamps[-1][0] - stamps[0][0]
+    if len(tokens) == 1:
+        passed, cycles = taken[0], stamps[0][-1] - stamps[0][0]
+    cycle = passed / float(cycles)
     return _typical(taken, [tuple(map(float, np.diff(s) * cycle)) for s in stamps])
 
 

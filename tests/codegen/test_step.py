@@ -20,6 +20,8 @@ from codegen.team import NotForATeam
 from qcompiler.core.artifact import LINE_BYTES
 from qcompiler.core.program import Program
 from qcompiler.frontend import capture
+from qcompiler.runtime.step import Step
+from qcompiler.runtime.tensors import aligned_zeros
 from targets import find
 from tests.families import tiny_model
 
@@ -117,3 +119,20 @@ def test_pieces_of_memory_in_use_at_one_time_are_apart(wanted: list[tuple[int, i
             if end >= begin:
                 assert offset + size <= other or other + length <= offset
         taken.append((offset, size, begin, begin + lasts))
+
+
+def test_each_kernel_leaves_a_stamp_behind(llama: Program, compiled: Compiled) -> None:
+    whole = compiled(llama, find("native"))
+    caches = whole.new_caches(8)
+    facts = whole.steps["decode"]
+    arrays = [np.zeros((1, 1), np.int64), np.zeros(1, np.int64), np.zeros((1, 256), np.float32)]
+    given = [aligned_zeros(a.shape, a.dtype) for a in arrays]
+    kv = [aligned_zeros(tuple(cache.shape), np.float32) for cache in caches]
+    function = whole._library.get_function(facts.symbol, query_imports=True)
+    step = Step(function, facts, given, whole._arrays, 2)
+    step.use_caches(kv, 8)
+    for threads in (2, 1):
+        step(threads)
+        stamps = step.stamps()
+        assert stamps.size == facts.stamps > 20
+        assert (np.diff(stamps) > 0).all()
