@@ -30,7 +30,7 @@ from rich.console import Console
 from engine_list import ENGINES, FAMILIES, Engine, chosen, present
 from engine_models import SHAPES, ModelFiles
 from engine_results import picture, summarise, table
-from qcompiler.commands.picture_file import check_picture, write_picture
+from qcompiler.commands.picture import check_picture, write_picture
 from qcompiler.core.errors import QCompilerError
 from qcompiler.packaged import PACKAGED
 
@@ -117,7 +117,7 @@ def main() -> None:
     options = read_options()
     console = Console(stderr=True, highlight=False)
     if options.picture is not None:
-        check_picture(options.picture)
+        check_picture("--picture", options.picture)
     files = ModelFiles(options.model, options.shape, BUILD, console.print)
     longest, limit = max(options.contexts) + options.generate, files.max_context
     if longest > limit:

@@ -22,20 +22,8 @@ from rich.console import Console
 from rich.table import Table
 
 import targets
-from codegen.kernels.builder import (
-    Expr,
-    Registers,
-    argument,
-    kernel,
-    load,
-    parallel,
-    reinterpret,
-    serial,
-    splat,
-    store,
-)
+from codegen.kernels import limits
 from codegen.kernels.epilogue import Epilogue
-from codegen.kernels.isa import byte_dots
 from codegen.kernels.quantized_matmul import QuantizedMatmul, many_rows, one_row
 from codegen.packing import code_packing, pack
 from qcompiler.core.formats import PerToken, QuantScheme
@@ -46,7 +34,6 @@ SHAPES = ((960, 576, False), (3072, 576, True), (576, 576, False), (576, 1536, F
 HEAD = (49152, 576, False)
 SCHEMES = ("w4a8g32", "w8a8g32", "w8a8")
 STREAMED_BYTES = 400 << 20  # more than caches hold
-PEAK_ROUNDS = 4000
 
 Call = Callable[[], None]
 
@@ -70,59 +57,26 @@ def take_turns(calls: Sequence[Sequence[Call]], seconds: float) -> list[float]:
     return best
 
 
-def reading(target: Target, size: int, threads: int) -> tuple[Any, int]:
-    """Build a kernel that reads memory in order; also return how many of `size` bytes it reads."""
-    lanes, unrolled = target.lanes, 16
-    rounds = size // (threads * unrolled * lanes * 4)
-    with kernel("reading") as built:
-        x = argument("x", (threads * rounds * unrolled * lanes,), "int32")
-        out = argument("out", (threads * lanes,), "int32")
-        with parallel(threads) as thread:
-            sums = Registers(unrolled, lanes, "int32")
-            for i in range(unrolled):
-                sums[i] = splat(0, lanes, "int32")
-            with serial(rounds) as step:
-                for i in range(unrolled):
-                    place = ((thread * rounds + step) * unrolled + i) * lanes
-                    sums[i] = sums[i] + load(x, place, lanes=lanes)
-            total = sums[0]
-            for i in range(1, unrolled):
-                total = total + sums[i]
-            store(out, total, thread * lanes)
-    return build(built.get(), target), threads * rounds * unrolled * lanes * 4
+def reading(target: Target, size: int, threads: int, copies: int) -> tuple[list[Call], int]:
+    """Return calls that read memory in order, each its own, and how many of `size` bytes it is."""
+    numbers = limits.stream_numbers(target)
+    rounds = size // (threads * numbers * 4)
+    function = build(limits.streaming(target), target)
+    sums = tvm.runtime.tensor(np.zeros((threads, target.lanes), np.int32))
+
+    def call() -> Call:
+        memory = tvm.runtime.tensor(np.ones((threads, rounds, numbers), np.int32))
+        return lambda: function(memory, sums)
+
+    return [call() for _ in range(copies)], threads * rounds * numbers * 4
 
 
 def multiplying(target: Target, bits: int, threads: int) -> tuple[Call, int]:
-    """Build a call that multiplies bytes of the nearest cache; also return its operations."""
-    lanes, vectors, run = target.lanes, 2, 8
-    rows = target.vector_registers * 3 // 8
-    steps, width = run + 4, 4 * lanes
-    with kernel("multiplying") as built:
-        x = argument("x", (steps * (rows + vectors) * width,), "uint8")
-        out = argument("out", (threads * rows * vectors * lanes,), "int32")
-        with parallel(threads) as thread:
-            dots = byte_dots(target, bits, rows * vectors)
-            for i in range(rows * vectors):
-                dots[i] = splat(i, lanes, "int32")
-            with serial(PEAK_ROUNDS // run // 4), serial(4) as shift:  # no product twice in a row
-
-                def operand(step: int, place: int) -> Expr:
-                    start = ((shift + step) * (rows + vectors) + place) * width
-                    return reinterpret(load(x, start, lanes=width), "int32", lanes)
-
-                for step in range(run):
-                    weights = [dots.weight(operand(step, v)) for v in range(vectors)]
-                    for r in range(rows):
-                        activation = dots.activation(operand(step, vectors + r))
-                        for v in range(vectors):
-                            dots.add(r * vectors + v, weights[v], activation)
-                dots.flush()
-            for i in range(rows * vectors):
-                store(out, dots[i], (thread * rows * vectors + i) * lanes)
-    function = build(built.get(), target)
-    given = tvm.runtime.tensor(np.ones(steps * (rows + vectors) * width, np.uint8))
-    sums = tvm.runtime.tensor(np.zeros(threads * rows * vectors * lanes, np.int32))
-    return lambda: function(given, sums), 2 * 4 * lanes * threads * rows * vectors * PEAK_ROUNDS
+    """Return a call that multiplies bytes of the nearest cache, and its operations."""
+    function = build(limits.multiplying(target, bits), target)
+    given = tvm.runtime.tensor(np.ones(limits.byte_count(target), np.uint8))
+    sums = tvm.runtime.tensor(np.zeros((threads, limits.sum_count(target)), np.int32))
+    return lambda: function(given, sums), threads * limits.byte_operations(target)
 
 
 class Product:
@@ -177,14 +131,8 @@ def measure_one_row(
     """Compare with reading the weight's bytes."""
     copies = STREAMED_BYTES // product.weight_bytes + 1
     calls = product.calls(build(one_row(product.spec, target), target), 1, copies)
-    function, size = reading(target, product.weight_bytes, threads)
-    sums = tvm.runtime.tensor(np.zeros(threads * target.lanes, np.int32))
-
-    def read() -> Call:
-        memory = tvm.runtime.tensor(np.ones(size // 4, np.int32))
-        return lambda: function(memory, sums)
-
-    kernel_s, limit_s = take_turns([calls, [read() for _ in range(copies)]], seconds)
+    reads, size = reading(target, product.weight_bytes, threads, copies)
+    kernel_s, limit_s = take_turns([calls, reads], seconds)
     speed, limit = product.weight_bytes / kernel_s, size / limit_s
     return {"seconds": kernel_s, "bytes_per_s": speed, "limit_bytes_per_s": limit}
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import tvm
 from tvm import ir, relax, tirx
 
+from codegen.call_costs import Operators, UnknownCost, function_costs
 from codegen.generic_schedule import schedule_module
+from codegen.limits import limit_functions
 from codegen.linker import find_linker
 from codegen.shape_functions import OrderShapeFunctions
 from codegen.step import make_step
 from codegen.team import NotForATeam
-from qcompiler.core.artifact import StepFacts
+from qcompiler.core.artifact import FunctionCosts, LimitFacts, StepFacts
 from qcompiler.core.target import Target
 
 STEPS = ("decode",)
@@ -23,22 +25,32 @@ STEPS = ("decode",)
 
 @dataclass(frozen=True)
 class Compiled:
-    """A module in memory; `steps` has the layout of those functions that became one."""
+    """A module in memory.
+
+    `steps` has the layout of those functions that became one, `costs` what the kernels of functions
+    take, where their operators were given, and `limits` how what measures limits is called.
+    """
 
     executable: tvm.runtime.Executable
     steps: dict[str, StepFacts]
+    costs: dict[str, FunctionCosts]
+    limits: dict[str, LimitFacts]
     notes: tuple[str, ...]
     """What did not go as wanted."""
 
 
-def build(module: tvm.IRModule, target: Target, path: Path) -> Compiled:
+def build(
+    module: tvm.IRModule, target: Target, path: Path, operators: Mapping[str, Operators]
+) -> Compiled:
     """Compile `module` for `target` and link it to the shared library `path`.
+
+    operators: those that each function serves whose costs are wanted.
 
     Raises:
         UnsupportedError: no linker is installed.
     """
     linker = find_linker()
-    compiled = compile_module(module, target)
+    compiled = compile_module(module, target, operators=operators)
     # No build id, no symbols: the same input gives the same bytes.
     compiled.executable.export_library(
         str(path), cc=linker, options=["-shared", "-fPIC", "-s", "-Wl,--build-id=none"]
@@ -47,20 +59,37 @@ def build(module: tvm.IRModule, target: Target, path: Path) -> Compiled:
 
 
 def compile_module(
-    module: tvm.IRModule, target: Target, *, steps: Sequence[str] = STEPS
+    module: tvm.IRModule,
+    target: Target,
+    *,
+    steps: Sequence[str] = STEPS,
+    operators: Mapping[str, Operators] | None = None,
 ) -> Compiled:
-    """Compile `module` in memory, those of its functions that are named in `steps` as steps."""
+    """Compile `module` in memory, those of its functions that are named in `steps` as steps.
+
+    With `operators`, say what those functions take, and add what measures the machine's limits.
+    """
     tvm_target = tvm.target.Target(dict(target.tvm))
     facts: dict[str, StepFacts] = {}
     notes: list[str] = []
     added: dict[ir.GlobalVar, tirx.PrimFunc] = {}
+    costs: dict[str, FunctionCosts] = {}
+    limits: dict[str, LimitFacts] = {}
     with tvm_target:
-        module = schedule_module(_fuse(module), target)
+        module = _fuse(module)
+        for name, served in (operators or {}).items():
+            try:
+                costs[name] = function_costs(module, name, served)
+            except UnknownCost as problem:
+                notes.append(f"what {name} takes of the machine is not known: {problem}")
+        if operators:
+            added, limits = limit_functions(target)
+        module = schedule_module(module, target)
         for name in steps:
             if name not in {var.name_hint for var in module.get_global_vars()}:
                 continue
             try:
-                step = make_step(module, name)
+                step = make_step(module, name, target)
             except NotForATeam as problem:
                 notes.append(f"{name} runs kernel by kernel, and not as a whole: {problem}")
                 continue
@@ -71,7 +100,7 @@ def compile_module(
         module = relax.transform.DeadCodeElimination()(module)
         pipeline = tvm.transform.Sequential([_pipeline(), _adding(added)])
         executable = relax.build(module, tvm_target, relax_pipeline=pipeline)
-    return Compiled(executable, facts, tuple(notes))
+    return Compiled(executable, facts, costs, limits, tuple(notes))
 
 
 def _adding(functions: dict[ir.GlobalVar, tirx.PrimFunc]) -> tvm.transform.Pass:

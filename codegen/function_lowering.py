@@ -84,6 +84,9 @@ class FunctionLowering:
         self.weights = weights
         self.values: dict[fx.Node, Any] = {}
         self.kernels: dict[str, tuple[str, str]] = {}
+        self.served: dict[str, fx.Node] = {}
+        """The operators that kernels are called for, by the variables of what the calls give."""
+        self._node: fx.Node | None = None
         self._functions = functions
         self._lowerings = lowerings
         self._weight_vars: dict[int, relax.Var] = {}
@@ -144,6 +147,7 @@ class FunctionLowering:
                 f"operator {target_name(node)} ({node.name}) has no kernel; "
                 "qcompiler.core.legal lists the operators that have one"
             )
+        self._node = node
         result = lowering(self, node)
         _check_type(node, result)
         return result
@@ -247,7 +251,9 @@ class FunctionLowering:
         call = relax.call_tir(
             self._functions[key], relax.Tuple(list(inputs)), types[0] if len(types) == 1 else types
         )
-        result = self.builder.emit(call)
+        assert self._node is not None
+        result = self.builder.emit(call, name_hint=self._node.name)
+        self.served[str(result.name)] = self._node
         if len(types) == 1:
             return [result]
         return [self.builder.emit(relax.TupleGetItem(result, i)) for i in range(len(types))]

@@ -16,11 +16,10 @@ from typing import Any
 import tvm
 from tvm import ir, relax, tirx
 
+from codegen.kernels.isa import cycle_counter
 from codegen.team import NotForATeam, TeamKernel, team_kernel
-from qcompiler.core.artifact import StepFacts
-
-ALIGNMENT = 64
-"""Bytes, a cache line: no two threads write to one."""
+from qcompiler.core.artifact import LINE_BYTES, StepFacts
+from qcompiler.core.target import Target
 
 POINTER = ir.PointerType(ir.PrimType("void"))
 
@@ -39,7 +38,7 @@ class NotAStep(NotForATeam):
     """A function cannot be made a step; the message says why."""
 
 
-def make_step(module: tvm.IRModule, name: str) -> Step:
+def make_step(module: tvm.IRModule, name: str, target: Target) -> Step:
     """Make a step of the relax function `name`, whose kernels are scheduled.
 
     Raises:
@@ -52,11 +51,19 @@ def make_step(module: tvm.IRModule, name: str) -> Step:
         title = str(call.kernel.name_hint)
         if title not in kernels:
             kernels[title] = ir.GlobalVar(f"{title}_in_team"), team_kernel(module[call.kernel])
-    plan = _Plan([kernels[str(c.kernel.name_hint)][1] for c in trace.calls], trace)
+    clock = cycle_counter(target)
+    stamps = 0 if clock is None else len(trace.calls) + 1
+    plan = _Plan([kernels[str(c.kernel.name_hint)][1] for c in trace.calls], trace, stamps)
     symbol = f"{name}_step"
     functions = {var: kernel.function for var, kernel in kernels.values()}
-    functions[ir.GlobalVar(symbol)] = _emit(trace, plan, kernels).with_attr("global_symbol", symbol)
-    facts = StepFacts(symbol=symbol, shared_bytes=plan.shared_bytes, thread_bytes=plan.thread_bytes)
+    whole = _emit(trace, plan, kernels, clock)
+    functions[ir.GlobalVar(symbol)] = whole.with_attr("global_symbol", symbol)
+    facts = StepFacts(
+        symbol=symbol,
+        shared_bytes=plan.shared_bytes,
+        thread_bytes=plan.thread_bytes,
+        stamps=stamps,
+    )
     return Step(facts, functions)
 
 
@@ -188,9 +195,10 @@ class _Plan:
 
     Threads are at most one barrier apart. What one thread may still read, another must not
     overwrite: a place that all see is free only after a barrier that follows its last reader.
+    What each thread has for itself begins with `stamps` numbers that are never given out.
     """
 
-    def __init__(self, kernels: list[TeamKernel], trace: _Trace) -> None:
+    def __init__(self, kernels: list[TeamKernel], trace: _Trace, stamps: int) -> None:
         self._kernels = kernels
         self.offsets: dict[Result, int] = {}
         self.scratch: dict[int, list[int]] = {}
@@ -203,6 +211,7 @@ class _Plan:
         for kernel in kernels:
             barriers.append(barriers[-1] + kernel.meets)
         shared, own = _Region(), _Region()
+        own.take(8 * stamps, 0, len(kernels))
         for index, (call, kernel) in enumerate(zip(trace.calls, kernels, strict=True)):
             for number, kind in enumerate(call.results):
                 place, size = Result(index, number), _bytes(kind)
@@ -234,7 +243,7 @@ class _Region:
 
     def take(self, size: int, begin: int, end: int) -> int:
         """Return the offset of a piece for the times from `begin` to `end`."""
-        size = -(-size // ALIGNMENT) * ALIGNMENT
+        size = -(-size // LINE_BYTES) * LINE_BYTES
         fitting = [p for p in self._pieces if p[2] < begin and p[1] >= size]
         if fitting:
             piece = min(fitting, key=lambda p: (p[1], p[0]))
@@ -258,7 +267,10 @@ def _bytes(kind: relax.TensorType) -> int:
 
 
 def _emit(
-    trace: _Trace, plan: _Plan, kernels: dict[str, tuple[ir.GlobalVar, TeamKernel]]
+    trace: _Trace,
+    plan: _Plan,
+    kernels: dict[str, tuple[ir.GlobalVar, TeamKernel]],
+    clock: tirx.Expr | None,
 ) -> tirx.PrimFunc:
     table = tirx.Var("table", POINTER)
     workers = tirx.Var("workers", "int64")
@@ -275,7 +287,7 @@ def _emit(
     def at(offset: Any) -> tirx.Expr:
         return tirx.address_of(tirx.BufferLoad(memory, [zero + offset]))
 
-    shared = (workers + 1) * ALIGNMENT
+    shared = (workers + 1) * LINE_BYTES
     own = shared + plan.shared_bytes + task * plan.thread_bytes
 
     def pointer(place: Place) -> tirx.Expr:
@@ -285,7 +297,15 @@ def _emit(
             return given(trace.first_output + trace.made.index(place))
         return at((shared if plan.is_shared(place) else own) + plan.offsets[place])
 
-    statements = []
+    def stamp(place: int) -> list[tirx.Stmt]:
+        """Note the time. Every thread does: a branch would double the code of the step."""
+        if clock is None:
+            return []
+        shared_count, own_count = plan.shared_bytes // 8, plan.thread_bytes // 8
+        first = (workers + 1) * (LINE_BYTES // 8) + shared_count + task * own_count
+        return [tirx.BufferStore(counters, clock, [first + place])]
+
+    statements = stamp(0)
     for index, call in enumerate(trace.calls):
         var, kernel = kernels[str(call.kernel.name_hint)]
         results = [Result(index, i) for i in range(len(call.results))]
@@ -304,17 +324,18 @@ def _emit(
                 )
             )
         )
+        statements += stamp(index + 1)
     index = tirx.Var("i", "int64")
     # TVM's barrier is told an address and a number, and counts in a cache line for each thread.
     prepare = [
-        tirx.BufferStore(counters, tirx.BufferLoad(addresses, [zero]) + ALIGNMENT, [zero]),
+        tirx.BufferStore(counters, tirx.BufferLoad(addresses, [zero]) + LINE_BYTES, [zero]),
         tirx.BufferStore(counters, workers, [tirx.const(1, "int64")]),
         tirx.For(
             index,
             zero,
             workers,
             tirx.ForKind.SERIAL,
-            tirx.BufferStore(counters, zero, [(index + 1) * (ALIGNMENT // 8)]),
+            tirx.BufferStore(counters, zero, [(index + 1) * (LINE_BYTES // 8)]),
         ),
     ]
     run = tirx.For(task, zero, workers, tirx.ForKind.PARALLEL, _in_order(statements))

@@ -1,13 +1,11 @@
 """Estimate seconds from bytes and operations: the roofline (Williams et al., 2009).
 
-Whatever takes longer, moving the bytes or doing the operations, is what an operator takes. Formulas
-are sympy expressions: `n` output and `k` input features, `t` tokens, `b` bytes of the weight, `h`
-heads, `d` head size, `hk` heads of keys, `c` tokens in the context, `m` numbers.
+Whatever takes longer, moving the bytes or doing the operations, is what an operator takes. The
+formulas are `qcompiler.core.operator_costs`'.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -17,34 +15,18 @@ from torch import fx
 
 from qcompiler.core import ops
 from qcompiler.core.errors import UnsupportedError
+from qcompiler.core.operator_costs import (
+    ATTENTION,
+    POINTWISE,
+    PRODUCT,
+    Formula,
+    compute,
+    count,
+    extent,
+    memory,
+)
 from qcompiler.core.program import LINEARS, Program
 from qcompiler.core.target import Speeds, Target
-
-n, k, t, b, h, d, hk, c, m = sympy.symbols("n k t b h d hk c m", positive=True)
-memory, compute = sympy.symbols("memory compute", positive=True)
-
-
-@dataclass(frozen=True)
-class Formula:
-    """Bytes from main memory and operations of a kind of operator."""
-
-    bytes: sympy.Expr
-    ops: sympy.Expr
-
-    @property
-    def seconds(self) -> sympy.Expr:
-        """Seconds at `memory` bytes and `compute` operations per second."""
-        return sympy.Max(self.bytes / memory, self.ops / compute)
-
-
-PRODUCT = Formula(bytes=b, ops=2 * n * k * t)
-"""Activations stay in a cache; what a product reads from memory is its weight."""
-
-ATTENTION = Formula(bytes=8 * hk * d * c, ops=4 * h * d * t * (c - (t - 1) / 2))
-"""float32 keys and values of the context; a token sees itself and what came before it."""
-
-POINTWISE = Formula(bytes=sympy.Integer(0), ops=4 * m)
-"""Norms, activations, sums and the like: a few operations a number."""
 
 
 def speeds_of(target: Target) -> Speeds:
@@ -76,31 +58,33 @@ def rest_seconds(program: Program, sizes: dict[Any, int], context: int, target: 
     sizes: a number for each symbolic size of the graph; context: tokens in the caches at the end.
     """
     speeds, total = speeds_of(target), 0.0
+    known = {str(symbol): sympy.Integer(size) for symbol, size in sizes.items()}
     for node in program.graph.nodes:
         val = node.meta.get("val")
         if node.op != "call_function" or node.target in LINEARS or not _is_float(val):
             continue
+        numbers = int(count(val, known))
         if node.target in (ops.attention, ops.rope_attention):
-            q, keys = node.args[0].meta["val"], _cache_of(node).meta["val"]
+            q = node.args[0].meta["val"]
             total += _evaluate(
                 ATTENTION,
                 speeds.float_ops,
                 speeds,
-                h=_count(q, sizes) // (int(keys.shape[3]) * _number(q.shape[1], sizes)),
-                d=int(keys.shape[3]),
-                hk=int(keys.shape[1]),
-                t=_number(q.shape[1], sizes),
+                m=numbers,
+                t=int(extent(q.shape[1], known)),
                 c=context,
+                e=sum(_token_bytes(cache) for cache in node.args[3:5]),
             )
         else:
-            total += _evaluate(POINTWISE, speeds.float_ops, speeds, m=_count(val, sizes))
+            total += _evaluate(POINTWISE, speeds.float_ops, speeds, m=numbers, b=0)
     return total
 
 
 def count_rows(node: fx.Node, sizes: dict[Any, int]) -> int:
     """Return the rows that a product has where symbolic sizes are as given."""
     val = node.meta["val"]
-    return _count(val, sizes) // _number(val.shape[-1], sizes)
+    known = {str(symbol): sympy.Integer(size) for symbol, size in sizes.items()}
+    return int(count(val, known) / extent(val.shape[-1], known))
 
 
 def _evaluate(formula: Formula, peak: float, speeds: Speeds, **values: int) -> float:
@@ -120,21 +104,8 @@ def _is_float(val: object) -> bool:
     return isinstance(val, torch.Tensor) and val.dtype.is_floating_point
 
 
-def _cache_of(node: fx.Node) -> fx.Node:
-    found = node.args[3]
-    assert isinstance(found, fx.Node)
-    return found
-
-
-def _count(val: torch.Tensor, sizes: dict[Any, int]) -> int:
-    total = 1
-    for size in val.shape:
-        total *= _number(size, sizes)
-    return total
-
-
-def _number(size: int | torch.SymInt, sizes: dict[Any, int]) -> int:
-    """Return a size as a number."""
-    if isinstance(size, int):
-        return size
-    return int(size.node.expr.xreplace({s: sympy.Integer(v) for s, v in sizes.items()}))
+def _token_bytes(cache: Any) -> int:
+    """Return the bytes that a cache, [1, hk, c, r], keeps of a token."""
+    val = cache.meta["val"]
+    size: int = val.dtype.itemsize
+    return size * int(val.shape[1]) * int(val.shape[3])

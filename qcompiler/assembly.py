@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -14,7 +14,7 @@ import torch
 from tokenizers import Tokenizer
 
 import qcompiler
-from codegen.build import build, runtime_library
+from codegen.build import Compiled, build, runtime_library
 from codegen.lower import Lowered
 from qcompiler.core import ops
 from qcompiler.core.artifact import (
@@ -23,7 +23,6 @@ from qcompiler.core.artifact import (
     KernelChoice,
     Manifest,
     ModelFacts,
-    StepFacts,
     TargetFacts,
     TensorSpec,
     write_artifact,
@@ -78,7 +77,7 @@ def assemble(
     """
     with tempfile.TemporaryDirectory(prefix="qcompiler-") as scratch:
         library = Path(scratch) / "model.so"
-        compiled = build(lowered.module, target, library)
+        compiled = build(lowered.module, target, library, lowered.operators)
         if compiled.notes:
             notes = cast(dict[str, list[str]], report["notes"])
             report = report | {"notes": notes | {"build": list(compiled.notes)}}
@@ -89,7 +88,7 @@ def assemble(
         }
         if program.info.tokenizer_json is not None:
             files["tokenizer.json"] = program.info.tokenizer_json.encode()
-        manifest = _manifest(program, lowered, compiled.steps, target, pipeline)
+        manifest = _manifest(program, lowered, compiled, target, pipeline)
 
         def unlisted(final: Manifest) -> dict[str, bytes]:
             now = times()
@@ -101,7 +100,7 @@ def assemble(
 def _manifest(
     program: Program,
     lowered: Lowered,
-    steps: Mapping[str, StepFacts],
+    compiled: Compiled,
     target: Target,
     pipeline: Sequence[Any],
 ) -> Manifest:
@@ -140,13 +139,18 @@ def _manifest(
             for name, (kernel, reason) in lowered.kernels.items()
         },
         functions={
-            name: replace(_entry(program, names, fixed), step=steps.get(name))
+            name: replace(
+                _entry(program, names, fixed),
+                step=compiled.steps.get(name),
+                costs=compiled.costs.get(name),
+            )
             for name, (names, fixed) in lowered.functions.items()
         },
         weights=tuple(
             TensorSpec(name=entry.name, dtype=entry.dtype, shape=entry.shape)
             for entry in lowered.weights.entries
         ),
+        limits=compiled.limits,
         requires={
             name: importlib.metadata.version(name) for name in ("apache-tvm", "apache-tvm-ffi")
         },

@@ -8,10 +8,12 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from qcompiler.benchmark_process import WRONG_USAGE
-from qcompiler.core.artifact import read_manifest
+from qcompiler.core.artifact import Manifest, read_manifest
 from qcompiler.core.errors import ArtifactError, UsageError
+from qcompiler.kernel_table import FunctionTime, Limits, function_time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +31,10 @@ class BenchResult:
     weight_bytes: int
     stream_bytes_per_s: float
     threads: int
+    limits: Limits | None
+    """What this machine does at best; None where nothing is known of the kernels' costs."""
+    functions: tuple[FunctionTime, ...]
+    """Prefill and decode, kind by kind of operator; those whose kernels' costs are known."""
 
 
 def bench(
@@ -76,10 +82,21 @@ def bench(
     found = json.loads(done.stdout)
     weight_bytes = manifest.sizes["weight_bytes"]
     # On average a step reads the caches of the prompt and of half the generated tokens.
-    per_token = sum(cache.heads * cache.head_dim * 4 for cache in manifest.model.kv)
+    per_token = sum(cache.token_bytes for cache in manifest.model.kv)
     cached = (prompt_tokens + generate_tokens / 2) * per_token
+    measured, times = found.pop("limits"), found.pop("functions")
+    limits = None if measured is None else Limits(**measured)
     return BenchResult(
         **found,
+        limits=limits,
+        functions=() if limits is None else tuple(_compared(manifest, limits, **t) for t in times),
         weight_bytes=weight_bytes,
         stream_bytes_per_s=(weight_bytes + cached) * found["decode_tokens_per_s"],
     )
+
+
+def _compared(manifest: Manifest, limits: Limits, name: str, **times: Any) -> FunctionTime:
+    """Hold a function's times against what its kernels take."""
+    costs = manifest.functions[name].costs
+    assert costs is not None, name
+    return function_time(name, costs, limits, **times)

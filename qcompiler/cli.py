@@ -312,9 +312,16 @@ def _bench(
     generate_tokens: Annotated[int, typer.Option(min=1, help="Length of the answer.")] = 128,
     threads: Threads = None,
     repeats: Annotated[int, typer.Option(min=1, help="Measure so often; the best counts.")] = 5,
+    roofline: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Draw operators below the machine's limits to this file, .svg or .png.",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure how fast an artifact runs on this machine."""
+    """Measure how fast an artifact runs on this machine, and how far that is from its limits."""
     from qcompiler.commands.bench import bench
 
     bench(
@@ -323,6 +330,7 @@ def _bench(
         generate_tokens=generate_tokens,
         threads=threads,
         repeats=repeats,
+        roofline=roofline,
         as_json=as_json,
     )
 

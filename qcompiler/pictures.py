@@ -6,7 +6,7 @@ Text and axes take the colour of the text around them, so that a page may be dar
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -148,6 +148,63 @@ def lines_svg(
     return _document(elements, width, height, f"{y_title} against {x_title}")
 
 
+def roofline_svg(
+    series: Mapping[str, Sequence[Point]],
+    *,
+    bytes_per_s: float,
+    peaks: Mapping[str, float],
+    width: int = 760,
+    height: int = 480,
+) -> str:
+    """Draw what operators reach below what a machine can do (Williams et al., 2009).
+
+    Points have operations per byte, and operations per second; `peaks` are the operations per
+    second that each arithmetic reaches at best. Both axes are logarithmic, marked with powers of
+    ten.
+
+    >>> point = Point(x=4.0, y=1e11, label="product")
+    >>> roofline_svg({"decode": [point]}, bytes_per_s=5e10, peaks={"bytes": 4e12})[:4]
+    '<svg'
+    """
+    points = [point for group in series.values() for point in group]
+    ridges = [peak / bytes_per_s for peak in peaks.values()]
+    xs = _decades([*(point.x for point in points), *ridges, max(ridges) * 2])
+    ys = _decades([*(point.y for point in points), *peaks.values()])
+    plot = _Plot(xs, ys, width, height, top=34, number=lambda power: f"1e{power:.0f}")
+    elements = [
+        *plot.axes("operations per byte", "operations per second"),
+        *_legend(list(series), plot.left, 18),
+    ]
+    for name, peak in peaks.items():
+        ridge, top = math.log10(peak / bytes_per_s), math.log10(peak)
+        # Where memory is the limit, twice the operations per byte are twice those per second.
+        low = max(xs[0], ys[0] - top + ridge)
+        path: list[svg.PathData] = [
+            svg.M(plot.x(low), plot.y(top + low - ridge)),
+            svg.L(plot.x(ridge), plot.y(top)),
+            svg.H(plot.x(xs[-1])),
+        ]
+        elements.append(svg.Path(d=path, fill="none", stroke="currentColor", opacity=0.6))
+        elements.append(_text(name, plot.x(xs[-1]) - 4, plot.y(top) - 5, anchor="end", faint=True))
+    for index, group in enumerate(series.values()):
+        for point in group:
+            where = Point(x=math.log10(point.x), y=math.log10(point.y), label=point.label)
+            about = f"{point.label}: {_number(point.x)}, {_number(point.y)}"
+            elements.append(_dot(where, plot, radius=4, fill=PALETTE[index], about=about))
+            elements += plot.label(where)
+    return _document(elements, width, height, "operations per second against operations per byte")
+
+
+def _decades(values: Sequence[float]) -> list[float]:
+    """Return the powers of ten from below the least of some values to above the largest.
+
+    >>> _decades([0.5, 200.0])
+    [-1.0, 0.0, 1.0, 2.0, 3.0]
+    """
+    low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
+    return [float(power) for power in range(low, max(high, low + 1) + 1)]
+
+
 def _document(elements: list[svg.Element], width: int, height: int, title: str) -> str:
     drawing = svg.SVG(
         viewBox=svg.ViewBoxSpec(0, 0, width, height),
@@ -164,10 +221,20 @@ class _Plot:
     """A rectangle with a linear scale on each axis, from its first tick to its last."""
 
     def __init__(
-        self, xs: list[float], ys: list[float], width: int, height: int, *, top: int = 14
+        self,
+        xs: list[float],
+        ys: list[float],
+        width: int,
+        height: int,
+        *,
+        top: int = 14,
+        number: Callable[[float], str] | None = None,
     ) -> None:
+        """Take the ticks, and how the number at each is written."""
         self.xs, self.ys = xs, ys
-        self.left, self.right = 24 + _LETTER * max(len(_number(y)) for y in ys) + 8, width - 16
+        self.number = number or _number
+        self.left = 24 + _LETTER * max(len(self.number(y)) for y in ys) + 8
+        self.right = width - 16
         self.top, self.bottom = top, height - 46
         self.width, self.height = width, height
 
@@ -186,10 +253,10 @@ class _Plot:
         ]
         for x in self.xs:
             elements.append(_grid(self.x(x), self.top, self.x(x), self.bottom))
-            elements.append(_text(_number(x), self.x(x), self.bottom + 16, anchor="middle"))
+            elements.append(_text(self.number(x), self.x(x), self.bottom + 16, anchor="middle"))
         for y in self.ys:
             elements.append(_grid(self.left, self.y(y), self.right, self.y(y)))
-            elements.append(_text(_number(y), self.left - 6, self.y(y) + 4, anchor="end"))
+            elements.append(_text(self.number(y), self.left - 6, self.y(y) + 4, anchor="end"))
         return elements
 
     def label(self, point: Point, *, bold: bool = False) -> list[svg.Element]:
@@ -265,9 +332,10 @@ def _steps(points: Sequence[Point], plot: _Plot) -> svg.Element:
 
 
 def _dot(
-    point: Point, plot: _Plot, *, radius: float, fill: str, stroke: str = "none"
+    point: Point, plot: _Plot, *, radius: float, fill: str, stroke: str = "none", about: str = ""
 ) -> svg.Element:
-    about = f"{point.label}{point.label and ': '}{_number(point.x)}, {_number(point.y)}"
+    """Draw a point; `about` is shown when the pointer rests on it, its numbers if nothing else."""
+    about = about or f"{point.label}{point.label and ': '}{_number(point.x)}, {_number(point.y)}"
     return svg.Circle(
         cx=plot.x(point.x),
         cy=plot.y(point.y),

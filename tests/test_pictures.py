@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import xml.etree.ElementTree as ElementTree
 
-from qcompiler.pictures import Bar, Point, bars_svg, lines_svg, pareto_svg
+from qcompiler.pictures import Bar, Point, bars_svg, lines_svg, pareto_svg, roofline_svg
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -73,3 +74,17 @@ def test_each_series_is_a_line_through_its_points() -> None:
     root = ElementTree.fromstring(text)
     assert {"before", "after", "never"} <= {element.text for element in root.iter(f"{SVG}text")}
     assert len(list(root.iter(f"{SVG}path"))) == 2
+
+
+def test_a_point_at_a_limit_lies_on_the_roof() -> None:
+    reads = Point(x=1.0, y=1e10, label="reads")
+    works = Point(x=100.0, y=1e11, label="works")
+    drawn = roofline_svg({"decode": [reads, works]}, bytes_per_s=1e10, peaks={"floats": 1e11})
+    root = ElementTree.fromstring(drawn)
+    (roof,) = (path.attrib["d"] for path in root.iter(f"{SVG}path"))
+    numbers = [float(number) for number in re.findall(r"-?[\d.]+", roof)]
+    (x0, y0), (ridge, top) = numbers[:2], numbers[2:4]
+    (x, y), (_, flat) = circles(drawn)
+    assert flat == top
+    # On the line from the roof's low end to its ridge.
+    assert abs((y - y0) * (ridge - x0) - (top - y0) * (x - x0)) < 1e-2 * (ridge - x0)

@@ -187,6 +187,11 @@ def intrinsic(dtype: str, name: str, *values: Expr) -> Expr:
     return op.call_llvm_pure_intrin(dtype, name, *values)
 
 
+def call_impure(dtype: str, name: str, *values: Expr) -> Expr:
+    """Call an LLVM intrinsic that may give something else each time."""
+    return op.call_llvm_intrin(dtype, name, *values)
+
+
 def minimum(a: Expr, b: Expr) -> Expr:
     """The smaller one, lane by lane (b where a is not a number)."""
     return tirx.Select(a < b, a, b)

@@ -8,6 +8,7 @@ from codegen.kernels.builder import (
     Expr,
     Registers,
     bind,
+    call_impure,
     intrinsic,
     lanes_of,
     low_bits,
@@ -124,6 +125,17 @@ class Vpmaddubsw(ByteDots):
                 short = self._short[index * self._halves + half]
                 self[index] += intrinsic(dtype, "llvm.x86.avx2.pmadd.wd", short, place)
         self._started.clear()
+
+
+def cycle_counter(target: Target) -> Expr | None:
+    """Read a counter that runs at an even pace, the same on all processors.
+
+    None where programs are not let to read one, as on aarch64, whose counter of cycles is the
+    system's.
+    """
+    if target.arch != "x86_64":
+        return None
+    return call_impure("int64", "llvm.readcyclecounter")
 
 
 def byte_dots(target: Target, bits: int, count: int) -> ByteDots:

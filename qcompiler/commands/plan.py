@@ -9,7 +9,7 @@ import qcompiler
 from qcompiler.budgets import budget_settings
 from qcompiler.commands.calibration import CalibrationOptions
 from qcompiler.commands.output import print_json, print_table
-from qcompiler.commands.picture_file import check_picture, write_picture
+from qcompiler.commands.picture import check_picture, write_picture
 from qcompiler.commands.progress import watch
 from qcompiler.packaged import check_found
 from qcompiler.presets import find_pipeline
@@ -46,7 +46,7 @@ def plan(
     settings = (*budget_settings(config, budgets, times=True), *settings)
     machine = find(target or config.with_settings(settings).target or NATIVE)
     if picture is not None:
-        check_picture(picture)
+        check_picture("--picture", picture)
     calibration.check()
     check_found(model)
     # … and what is wrong with options of passes, which are written in it, before TVM is loaded.

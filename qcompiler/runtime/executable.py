@@ -7,7 +7,9 @@ import hashlib
 import importlib.util
 import os
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,8 @@ RUNTIME = "lib/libtvm_runtime.so"
 # DLPack's device type, its number, and TVM's kind of allocator: malloc. The other, a pool, is no
 # faster and keeps buffers for every length of prompt it has ever seen.
 _CPU, _DEVICE, _ALLOCATOR = 1, 0, 1
+
+_GO_ON = 0  # what a virtual machine is told by whoever watches it
 
 _loaded: dict[str, list[str]] = {}
 
@@ -47,16 +51,14 @@ class Executable:
         try:
             path = _fresh_path(folder / LIBRARY, manifest.files[LIBRARY].sha256)
             self._library: Any = ffi.load_module(path, keep_module_alive=False)
-            machine = self._library["vm_load_executable"]()
-            machine["vm_initialization"](_CPU, _DEVICE, _ALLOCATOR)
+            machine = self._new_machine()
             self._functions: dict[str, Any] = {}
             self._steps: dict[str, tuple[Any, StepFacts]] = {}
             for name, entry in manifest.functions.items():
                 if entry.step is None:
                     self._functions[name] = machine[name]
                 else:
-                    found = self._library.get_function(entry.step.symbol, query_imports=True)
-                    self._steps[name] = found, entry.step
+                    self._steps[name] = self.function(entry.step.symbol), entry.step
         except (RuntimeError, AttributeError, OSError) as error:
             first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
             raise ArtifactError(
@@ -64,6 +66,39 @@ class Executable:
             ) from None
         self._arrays = [_fitting(weights, spec) for spec in manifest.weights]
         self._weights: Any = ffi.Array([to_ffi(array) for array in self._arrays])
+
+    def _new_machine(self) -> Any:
+        machine = self._library["vm_load_executable"]()
+        machine["vm_initialization"](_CPU, _DEVICE, _ALLOCATOR)
+        return machine
+
+    def function(self, symbol: str) -> Any:
+        """Return a function of the library that takes no weights, by its symbol."""
+        return self._library.get_function(symbol, query_imports=True)
+
+    @contextmanager
+    def watching(self) -> Iterator[list[tuple[str, float]]]:
+        """Yield a list that each function adds its name and its seconds to that `call` calls."""
+        seen: list[tuple[str, float]] = []
+        began: list[float] = []
+
+        def watch(_: Any, name: str, before: bool, *_rest: Any) -> int:
+            now = time.perf_counter()
+            if before:
+                began.append(time.perf_counter())
+            else:
+                seen.append((name, now - began.pop()))
+            return _GO_ON
+
+        # A machine that has been told to call this could not be told to stop.
+        machine = self._new_machine()
+        machine["set_instrument"](bindings().convert(watch))
+        plain = self._functions
+        self._functions = {name: machine[name] for name in plain}
+        try:
+            yield seen
+        finally:
+            self._functions = plain
 
     def call(self, name: str, *arguments: Any) -> Any:
         """Call a function on tensors, and tuples of them as ffi arrays; its weights are added."""

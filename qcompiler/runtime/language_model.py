@@ -68,6 +68,11 @@ class LanguageModel:
     def threads(self) -> int:
         return self._executable.workers.count
 
+    @property
+    def executable(self) -> Executable:
+        """The machine code, for whoever measures it."""
+        return self._executable
+
     def encode(self, text: str) -> list[int]:
         """Return the tokens of a raw text, with the token that texts begin with if there is one."""
         ids = self._tokens(text, add_special_tokens=True)

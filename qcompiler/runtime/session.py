@@ -10,6 +10,7 @@ from qcompiler.core.artifact import ModelFacts
 from qcompiler.core.errors import UsageError
 from qcompiler.runtime.executable import Executable
 from qcompiler.runtime.kv_cache import KVCache
+from qcompiler.runtime.step import Step
 from qcompiler.runtime.tensors import aligned_zeros, from_ffi, to_ffi
 
 CHUNK = 512
@@ -46,6 +47,11 @@ class Session:
     def cache_bytes(self) -> int:
         """Memory that the caches take."""
         return self._cache.nbytes
+
+    @property
+    def step(self) -> Step | None:
+        """The function that `decode` runs as a whole; None where it runs kernel by kernel."""
+        return self._step
 
     def reset(self) -> None:
         """Forget all tokens; memory is kept for the next."""

@@ -15,10 +15,13 @@ from tvm import relax, tirx
 from codegen import build
 from codegen.kernels import single_attention
 from codegen.lower import lower
-from codegen.step import ALIGNMENT, NotAStep, _Region, make_step
+from codegen.step import NotAStep, _Region, make_step
 from codegen.team import NotForATeam
+from qcompiler.core.artifact import LINE_BYTES
 from qcompiler.core.program import Program
 from qcompiler.frontend import capture
+from qcompiler.runtime.step import Step
+from qcompiler.runtime.tensors import aligned_zeros
 from targets import find
 from tests.families import tiny_model
 
@@ -89,13 +92,13 @@ def _sum(a: Any, b: Any) -> Any:
 )
 def test_what_cannot_be_a_step_is_refused(module: Callable[[], Any], reason: str) -> None:
     with pytest.raises(NotAStep, match=reason):
-        make_step(module(), "decode")
+        make_step(module(), "decode", find("native"))
 
 
 def test_a_function_that_is_no_step_is_compiled_as_before_and_that_is_said(
     llama: Program, compiled: Compiled, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(module: Any, name: str) -> None:
+    def refuse(module: Any, name: str, target: Any) -> None:
         raise NotForATeam("a test says so")
 
     monkeypatch.setattr(build, "make_step", refuse)
@@ -110,9 +113,26 @@ def test_pieces_of_memory_in_use_at_one_time_are_apart(wanted: list[tuple[int, i
     taken: list[tuple[int, int, int, int]] = []
     for begin, (size, lasts) in enumerate(wanted):
         offset = region.take(size, begin, begin + lasts)
-        assert offset % ALIGNMENT == 0
+        assert offset % LINE_BYTES == 0
         assert offset + size <= region.size
         for other, length, _, end in taken:
             if end >= begin:
                 assert offset + size <= other or other + length <= offset
         taken.append((offset, size, begin, begin + lasts))
+
+
+def test_each_kernel_leaves_a_stamp_behind(llama: Program, compiled: Compiled) -> None:
+    whole = compiled(llama, find("native"))
+    caches = whole.new_caches(8)
+    facts = whole.steps["decode"]
+    arrays = [np.zeros((1, 1), np.int64), np.zeros(1, np.int64), np.zeros((1, 256), np.float32)]
+    given = [aligned_zeros(a.shape, a.dtype) for a in arrays]
+    kv = [aligned_zeros(tuple(cache.shape), np.float32) for cache in caches]
+    function = whole._library.get_function(facts.symbol, query_imports=True)
+    step = Step(function, facts, given, whole._arrays, 2)
+    step.use_caches(kv, 8)
+    for threads in (2, 1):
+        step(threads)
+        stamps = step.stamps()
+        assert stamps.size == facts.stamps > 20
+        assert (np.diff(stamps) > 0).all()

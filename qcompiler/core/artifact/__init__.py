@@ -5,6 +5,7 @@ Imports numpy and the standard library only, since everything that runs an artif
 
 from __future__ import annotations
 
+from qcompiler.core.artifact.costs import FunctionCosts, KernelCost, LimitFacts
 from qcompiler.core.artifact.folder import (
     MANIFEST,
     UNLISTED,
@@ -25,16 +26,17 @@ from qcompiler.core.artifact.manifest import (
     Manifest,
     ModelFacts,
     Plain,
-    StepFacts,
     TargetFacts,
     TensorSpec,
     from_json,
     to_json,
 )
+from qcompiler.core.artifact.step import LINE_BYTES, StepFacts
 from qcompiler.core.artifact.weights import ALIGNMENT, encode_weights, read_weights, spec_bytes
 
 __all__ = [
     "ALIGNMENT",
+    "LINE_BYTES",
     "MANIFEST",
     "SCHEMA",
     "UNLISTED",
@@ -42,7 +44,10 @@ __all__ = [
     "CacheSpec",
     "EntryFunction",
     "FileRecord",
+    "FunctionCosts",
     "KernelChoice",
+    "KernelCost",
+    "LimitFacts",
     "Manifest",
     "ModelFacts",
     "Plain",

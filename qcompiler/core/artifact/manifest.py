@@ -12,6 +12,10 @@ import types
 from dataclasses import dataclass, field
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+import numpy as np
+
+from qcompiler.core.artifact.costs import FunctionCosts, LimitFacts
+from qcompiler.core.artifact.step import StepFacts
 from qcompiler.core.errors import ArtifactError
 from qcompiler.core.kv_format import row_of
 
@@ -53,8 +57,8 @@ class CacheSpec:
 
     @property
     def token_bytes(self) -> int:
-        """Bytes that a token takes."""
-        return self.heads * self.row * (1 if self.format else 4)
+        """Bytes that it keeps of a token."""
+        return self.heads * self.row * np.dtype(self.dtype).itemsize
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,20 +100,6 @@ class KernelChoice:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StepFacts:
-    """How a function is called that runs as a whole: by a table of addresses, `symbol`'s argument.
-
-    It has those of the step's memory, the inputs, the outputs, the caches and the weights. What
-    follows is the room in the caches, and the number of threads. The memory has 64 bytes, 64 for
-    each thread, `shared_bytes`, and `thread_bytes` for each thread.
-    """
-
-    symbol: str
-    shared_bytes: int
-    thread_bytes: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class EntryFunction:
     """What a compiled function takes and gives, its caches and weights left out.
 
@@ -123,6 +113,8 @@ class EntryFunction:
     rows: dict[str, int] = field(default_factory=dict)
     step: StepFacts | None = None
     """Given where the function is called as a whole, and in no other way."""
+    costs: FunctionCosts | None = None
+    """What its kernels take; artifacts of earlier compilers do not say."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,6 +152,8 @@ class Manifest:
     """Counts whose names end in their unit: weight_bytes, …"""
     measured: dict[str, float] = field(default_factory=dict)
     """What the compiler measured: SQNR in dB, …"""
+    limits: dict[str, LimitFacts] = field(default_factory=dict)
+    """What is measured for the machine's limits: "stream", "int8", "float32"."""
     files: dict[str, FileRecord] = field(default_factory=dict)
     schema: int = SCHEMA
 

@@ -1,4 +1,4 @@
-"""Charts in files, as SVG or as PNG."""
+"""Files that commands draw pictures into."""
 
 from __future__ import annotations
 
@@ -10,28 +10,23 @@ from qcompiler.core.errors import UnsupportedError, UsageError
 _PICTURES = (".svg", ".png")
 
 
-def check_picture(picture: Path) -> None:
-    """Refuse a picture that could not be drawn in the end.
-
-    Raises:
-        UsageError: it is neither SVG nor PNG, or its folder is not there.
-        UnsupportedError: it is a PNG, and what draws one is not installed.
-    """
+def check_picture(option: str, picture: Path) -> None:
+    """Refuse a picture that could not be drawn in the end; `option` asked for it."""
     if picture.suffix.lower() not in _PICTURES:
-        raise UsageError(f"--picture {picture}: end the name with .svg or .png")
+        raise UsageError(f"{option} {picture}: end the name with .svg or .png")
     if not picture.absolute().parent.is_dir():
-        raise UsageError(f"--picture {picture}: there is no folder {picture.parent}")
+        raise UsageError(f"{option} {picture}: there is no folder {picture.parent}")
     if picture.suffix.lower() == ".png":
         _rasterizer()
 
 
 def write_picture(drawing: str, picture: Path) -> None:
-    """Write a chart, given as SVG, into a file of the kind that its name tells."""
+    """Write SVG text to a file, as what its name says."""
     if picture.suffix.lower() == ".svg":
         picture.write_text(drawing + "\n", encoding="utf-8")
-        return
-    data = _rasterizer()(svg_string=drawing, background="#ffffff", zoom=2)
-    picture.write_bytes(bytes(data))
+    else:
+        data = _rasterizer()(svg_string=drawing, background="#ffffff", zoom=2)
+        picture.write_bytes(bytes(data))
 
 
 def _rasterizer() -> Callable[..., bytes]:
