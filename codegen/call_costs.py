@@ -210,6 +210,8 @@ def _generic(
     parameters = [p for p in function.params if tirx.buffer.is_buffer_var(p)]
     given = (*call.tensors, *call.results)
     numbers = [p for p in function.params if not tirx.buffer.is_buffer_var(p)]
+    if len(numbers) != len(call.numbers):
+        raise UnknownCost(f"{call.kernel.name_hint} is called without its sizes")
     known = {
         str(parameter.name): _expression(number, sizes)
         for parameter, number in zip(numbers, call.numbers, strict=True)

@@ -561,6 +561,8 @@ BENCH = SimpleNamespace(
     peak_memory_bytes=300_000_000,
     weight_bytes=90_000_000,
     stream_bytes_per_s=1.4e10,
+    limits=None,
+    functions=[],
 )
 
 
