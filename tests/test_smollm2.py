@@ -73,7 +73,7 @@ def test_logits_are_those_of_the_integer_reference(artifact: Path) -> None:
     expected = TorchLanguageModel(program).logits(tokens)
     actual = torch.from_numpy(compiled.logits(tokens))
     # A last bit moves codes of activations, keys and values: see docs/decisions/006.
-    assert sqnr(expected, actual) > 30
+    assert sqnr(expected, actual) > 20
     agreement = (expected.argmax(-1) == actual.argmax(-1)).to(torch.float32).mean()
     assert agreement > 0.8
 
