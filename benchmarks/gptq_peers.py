@@ -1,13 +1,13 @@
-"""Quantise one model to 4 bits with this compiler's methods and with its rivals', and compare.
+"""Quantise one model to 4 bits with this compiler's methods and with a rival's, and compare.
 
-    python benchmarks/gptq_peers.py TEXT [--samples 32] [--length 512] [--autoround PYTHON]
+    python benchmarks/gptq_peers.py TEXT [--samples 32] [--length 512] [--gptqmodel PYTHON]
 
 All calibrate on the same samples of the first half of the text and predict the second half, in
 torch, through the same arithmetic: the products of the layers in 4 bits, symmetric, a scale for a
 group of inputs; embedding and head stay float. Shown are the rise of the negative log-likelihood
 over the float model, with its 95 % interval, and the divergence from it, with float activations
-and with activations of 8 bits. GPTQModel and AutoRound are left out where they are not installed;
-each may live in an environment of its own, whose Python is told with --gptqmodel or --autoround.
+and with activations of 8 bits. GPTQModel is left out where it is not installed; it may live in an
+environment of its own, whose Python is told with --gptqmodel.
 """
 
 from __future__ import annotations
@@ -74,10 +74,7 @@ class Rival:
         return not subprocess.run([python, "-P", "-c", asked], check=False).returncode
 
 
-RIVALS = (
-    Rival("GPTQModel", "gptqmodel", "gptqmodel_worker.py"),
-    Rival("AutoRound", "auto_round", "autoround_worker.py"),
-)
+RIVALS = (Rival("GPTQModel", "gptqmodel", "gptqmodel_worker.py"),)
 
 METHODS: dict[str, Pass] = {
     "round to nearest, -7 to 7": QuantizeRtn(range="restricted"),
