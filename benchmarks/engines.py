@@ -36,7 +36,7 @@ from qcompiler.packaged import PACKAGED
 
 BUILD = Path("build")
 
-DEFAULT = "qcompiler *,llama.cpp *,openvino *,torch bfloat16"
+DEFAULT = "qcompiler *,llama.cpp *,openvino *,torch *float*"
 """Those that are ready in seconds: what torch compiles takes each process up to minutes."""
 
 
@@ -55,13 +55,13 @@ def time_once(
     command += ["--contexts", ",".join(map(str, contexts)), "--generate", str(generate)]
     command += ["--threads", str(threads), "--repeats", str(repeats)]
     # What torch compiles is kept for the next process, as other engines keep what they prepare.
-    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(BUILD.resolve() / "torchinductor")}
+    cache = {"TORCHINDUCTOR_CACHE_DIR": str(BUILD.resolve() / "torchinductor")}
     done = subprocess.run(
         [*command, "--started", repr(time.time())],
         capture_output=True,
         text=True,
         check=False,
-        env=environment,
+        env={**os.environ, **cache, **engine.family.environment},
     )
     if done.returncode:
         raise SystemExit(f"{engine.name} failed:\n{done.stderr}")

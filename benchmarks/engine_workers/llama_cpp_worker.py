@@ -13,18 +13,20 @@ from clock import StepEngine, main
 FILE_TYPES = {"f16": 1, "q4_0": 2, "q8_0": 7}
 """As `enum llama_ftype` numbers them."""
 
-BATCH = 512
-"""Tokens of a prompt that are read at once; its own default, and 256 or 2048 are no faster."""
+BATCH = 256
+"""Tokens of a prompt that are read at once. Prompts are a few per cent faster with it than with the
+512 that are the default; single tokens do not mind."""
 
 FLASH_ATTENTION_OFF = 0
-"""Left to itself, llama.cpp turns flash attention on, which costs a processor a good part of its
-speed: 27086 of its own issues tells of half, and a model as small as SmolLM2-135M loses more."""
+"""Left to itself, llama.cpp turns flash attention on. On a processor with AVX-512 that reads prompts
+a tenth faster, but halves the speed of decoding or worse; issue 27086 of llama.cpp tells of the like
+on other processors."""
 
 _QUIET = library.llama_log_callback(lambda *_: None)
 
 
 class Model(StepEngine):
-    """A model in a context of its own. Threads and flash attention apart, all is as by default."""
+    """A model in a context of its own. What is not set here is as by default."""
 
     def __init__(self, variant: str, path: Path, threads: int, room: int) -> None:
         library.llama_log_set(_QUIET, ctypes.c_void_p(0))
