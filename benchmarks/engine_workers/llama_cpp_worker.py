@@ -18,9 +18,9 @@ BATCH = 256
 512 that are the default; single tokens do not mind."""
 
 FLASH_ATTENTION_OFF = 0
-"""Left to itself, llama.cpp turns flash attention on. On a processor with AVX-512 that reads prompts
-a tenth faster, but halves the speed of decoding or worse; issue 27086 of llama.cpp tells of the like
-on other processors."""
+"""Left to itself, llama.cpp turns flash attention on. On a processor with AVX-512 that reads
+prompts a tenth faster, but halves the speed of decoding or worse; issue 27086 of llama.cpp tells of
+the like on other processors."""
 
 _QUIET = library.llama_log_callback(lambda *_: None)
 
