@@ -274,7 +274,7 @@ def _attention(
     # The caches are empty, and nothing else reads them.
     if kv:
         d, forms = k.shape[3], pair(kv)
-        q, k = kv_rows.turned(q, forms[0]), kv_rows.turned(k, forms[0])
+        q, k = kv_rows.asked(q, forms[0]), kv_rows.turned(k, forms[0])
         stored = (kv_rows.stored(t, form) for t, form in zip((k, v), forms, strict=True))
         k, v = (kv_rows.seen(t, form, d) for t, form in zip(stored, forms, strict=True))
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))

@@ -29,6 +29,7 @@ from codegen.kernels.builder import (
     store,
 )
 from codegen.kernels.kv_rows import StoredRow, rotate_heads, write_row
+from codegen.kernels.query_codes import QueryCodes, RaisedKeys, multiplies_bytes
 from codegen.kernels.rotary import Row, copy_row
 from codegen.kernels.row import Rows, over_rows, pieces
 from codegen.kernels.single_attention import SingleAttention
@@ -172,7 +173,12 @@ def attend(spec: AttentionSpec, target: Target, rows: Rows, new: NewTokens, cach
         plain.write_query(token, head, to)
         if _turns(spec):
             rotate_heads(to, spec.head_size, target.lanes)
+        if spec.keys is not None and spec.keys.meets_codes and not byte_keys:
+            codes = QueryCodes.make(1, spec.head_size, target.lanes)
+            codes.quantize(to, 0)
+            codes.restore(0, to)
 
+    byte_keys = multiplies_bytes(spec.keys, spec.head_size, target)
     plain, new = new, replace(new, write_query=write_query)
 
     over_rows(new.tokens, 2 * spec.kv_heads * spec.head_size, append)
@@ -199,6 +205,8 @@ def _attend_one(
         key=lambda head, key: _row(spec, spec.keys, cache.keys, head, key),
         value=lambda head, key: _row(spec, spec.values, cache.values, head, key),
         output=lambda head: new.output(zero, head),
+        byte_keys=multiplies_bytes(spec.keys, spec.head_size, target),
+        byte_values=spec.values is not None and spec.values.meets_codes,
     ).emit(settle(first), settle(position + 1))
 
 
@@ -219,6 +227,8 @@ def _attend_many(
         floats = (
             scratch(tile.keys * spec.head_size, "float32") if spec.keys or spec.values else None
         )
+        byte_keys = multiplies_bytes(spec.keys, spec.head_size, target)
+        raised = RaisedKeys.make(tile.keys, spec.head_size, target.lanes) if byte_keys else None
         places = scratch(tile.queries, "int32")
         with serial(tile.queries) as i:
             store(places, cast(position + (first_row + i) // spec.group, "int32"), i)
@@ -255,6 +265,7 @@ def _attend_many(
             softcap=spec.softcap,
             write_query=write_query,
             keys=partial(_tile_rows, spec, spec.keys, target, cache.keys, head, floats),
+            byte_keys=partial(_tile_bytes, spec, cache.keys, head, raised) if raised else None,
             values=partial(_tile_rows, spec, spec.values, target, cache.values, head, floats),
             read_result=read_result,
         ).emit(first_row, rows, settle(first_key), settle(newest + 1), hide, partly_hidden)
@@ -290,6 +301,17 @@ def _tile_rows(
         for at, width, _ in pieces(d, target.lanes):
             store(floats, row.load(at, width), i * d + at)
     return lambda i, f: load(floats, i * d + f)
+
+
+def _tile_bytes(
+    spec: AttentionSpec, cache: Buffer, head: Expr, raised: RaisedKeys, start: Expr, count: Expr
+) -> RaisedKeys:
+    """Make `count` keys ready from `start` on, to be multiplied as integers."""
+    with serial(count) as i:
+        row = _row(spec, spec.keys, cache, head, start + i)
+        assert isinstance(row, StoredRow)
+        raised.put(row, i)
+    return raised
 
 
 def _balanced(i: Expr, count: Expr) -> Expr:

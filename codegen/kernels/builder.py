@@ -56,12 +56,13 @@ def argument(name: str, shape: Sequence[Expr], dtype: str) -> Buffer:
     return script.arg(name, script.buffer(tuple(_index(extent) for extent in shape), dtype))
 
 
-def scratch(count: int, dtype: str) -> Buffer:
-    """Allocate a private buffer of `count` numbers for the rest of the block.
+def scratch(count: int | tuple[int, ...], dtype: str) -> Buffer:
+    """Allocate a private buffer of `count` numbers, or a shape, for the rest of the block.
 
     Below 1 KB it lives on the stack, above in the thread's workspace.
     """
-    return script.alloc_buffer((count,), dtype, scope="global")
+    shape = count if isinstance(count, tuple) else (count,)
+    return script.alloc_buffer(shape, dtype, scope="global")
 
 
 def parallel(extent: Expr) -> AbstractContextManager[Expr]:
@@ -240,6 +241,11 @@ def lane(value: Expr, index: int) -> Expr:
 def low_bits(value: Expr, mask: int) -> Expr:
     """Bitwise and of every lane with a constant."""
     return op.bitwise_and(value, splat(mask, lanes_of(value), dtype_of(value)))
+
+
+def flip_bits(value: Expr, mask: int) -> Expr:
+    """Bitwise exclusive or of every lane with a constant."""
+    return op.bitwise_xor(value, splat(mask, lanes_of(value), dtype_of(value)))
 
 
 def shift_right(value: Expr, bits: int) -> Expr:

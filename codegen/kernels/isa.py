@@ -69,6 +69,13 @@ class ByteDots(ABC):
         return
 
 
+def vpdpbusd(total: Expr, unsigned: Expr, signed: Expr) -> Expr:
+    """Add the products of four bytes to each int32 lane of a total."""
+    lanes = lanes_of(total)
+    name = f"llvm.x86.avx512.vpdpbusd.{32 * lanes}"
+    return intrinsic(vector_type("int32", lanes), name, total, unsigned, signed)
+
+
 class Vpdpbusd(ByteDots):
     """The one instruction of AVX-512 VNNI; it never saturates."""
 
@@ -79,9 +86,7 @@ class Vpdpbusd(ByteDots):
         return (bind(reinterpret(packed, "int8", 4 * self.lanes)),)
 
     def add(self, index: int, weight: Operand, activation: Operand) -> None:
-        name = f"llvm.x86.avx512.vpdpbusd.{32 * self.lanes}"
-        dtype = vector_type("int32", self.lanes)
-        self[index] = intrinsic(dtype, name, self[index], *weight, *activation)
+        self[index] = vpdpbusd(self[index], *weight, *activation)
 
 
 class Vpmaddubsw(ByteDots):

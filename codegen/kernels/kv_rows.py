@@ -14,6 +14,7 @@ from codegen.kernels.builder import (
     broadcast,
     cast,
     constant,
+    flip_bits,
     fma,
     lanes_of,
     low_bits,
@@ -34,6 +35,7 @@ from codegen.kernels.vector_math import horizontal_max
 from qcompiler.core.kv_format import KvFormat
 
 _LARGEST = 65504.0  # of float16
+_SIGNS = -0x7F7F7F80  # the highest bit of each byte
 
 
 def rotate_heads(row: Row, d: int, lanes: int) -> None:
@@ -129,6 +131,23 @@ class StoredRow:
         least = broadcast(self._factor(1, group), lanes)
         product = bind(bind(cast(bind(codes), "float32")) * scale)
         return bind(product + least)
+
+    def codes(self, at: int, lanes: int) -> Expr:
+        """Read `lanes` codes of 8 bits, as floats; all of the row are to be multiplied by `scale`.
+
+        That is left to whoever reads many rows.
+        """
+        signed = reinterpret(self.row.load(at, lanes), "int8", lanes)
+        return bind(cast(bind(cast(signed, "int32")), "float32"))
+
+    def scale(self) -> Expr:
+        """Read the scale of a row that has one."""
+        return self._factor(0, 0)
+
+    def raised(self, at: int, lanes: int) -> Expr:
+        """Read 4 · `lanes` codes of 8 bits, raised by 128, as int32 of four bytes each."""
+        codes = reinterpret(self.row.load(at, 4 * lanes), "int32", lanes)
+        return bind(flip_bits(bind(codes), _SIGNS))
 
     def _factor(self, which: int, group: int) -> Expr:
         """Read a scale (0) or a least (1), once."""

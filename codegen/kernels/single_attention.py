@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tvm import tirx
 
@@ -24,20 +24,25 @@ from codegen.kernels.builder import (
     cast,
     consecutive,
     constant,
+    dtype_of,
     fma,
     lanes_of,
     load,
     maximum,
     parallel,
+    reinterpret,
     scratch,
     select,
     serial,
     settle,
     shuffle,
     splat,
+    store,
     when,
 )
+from codegen.kernels.isa import vpdpbusd
 from codegen.kernels.kv_rows import StoredRow
+from codegen.kernels.query_codes import QueryCodes
 from codegen.kernels.rotary import Row
 from codegen.kernels.row import pieces
 from codegen.kernels.tiled_attention import HIDDEN, LOG2E
@@ -54,7 +59,8 @@ class SingleAttention:
     """Attention of one token with `heads` query heads over rows of keys and values.
 
     `write_query(head, to)` writes a query row; `key(head, k)` and `value(head, k)` are rows of a
-    key head; `output(head)` is where the result goes.
+    key head; `output(head)` is where the result goes. `byte_keys`: keys are codes, and so are
+    queries then; `byte_values`: values are codes that have one scale a row.
     """
 
     heads: int
@@ -68,6 +74,8 @@ class SingleAttention:
     key: Callable[[Expr, Expr], Row | StoredRow]
     value: Callable[[Expr, Expr], Row | StoredRow]
     output: Callable[[Expr], Row]
+    byte_keys: bool = False
+    byte_values: bool = False
 
     @property
     def group(self) -> int:
@@ -92,13 +100,7 @@ class SingleAttention:
     def emit(self, first: Expr, last: Expr) -> None:
         """Attend to keys [first, last)."""
         d = self.head_size
-        queries = scratch(self.heads * d, "float32")
-        scale = self.scale / self.softcap if self.softcap else self.scale * LOG2E
-        with serial(self.heads) as head:
-            row = Row(queries, (head * d,))
-            self.write_query(head, row)
-            for at, width, _ in pieces(d, self.lanes):
-                row.store(row.load(at, width) * splat(scale, width), at)
+        queries = self._codes() if self.byte_keys else self._floats()
 
         def run(parts: int, loop: Callable[[Expr], AbstractContextManager[Expr]]) -> None:
             # Parts are whole vectors of keys, so that only the last vector of all is short.
@@ -114,6 +116,31 @@ class SingleAttention:
 
         few = last - first < _SERIAL_BYTES // (self.kv_heads * d * 8)
         when(few, lambda: run(1, serial), lambda: run(self.parts, parallel))
+
+    @property
+    def _factor(self) -> float:
+        """What products are multiplied by to be scores, or what `tanh` takes."""
+        return self.scale / self.softcap if self.softcap else self.scale * LOG2E
+
+    def _floats(self) -> Buffer:
+        """Write the queries, with the factor of the scores in them."""
+        d = self.head_size
+        queries = scratch(self.heads * d, "float32")
+        with serial(self.heads) as head:
+            row = Row(queries, (head * d,))
+            self.write_query(head, row)
+            for at, width, _ in pieces(d, self.lanes):
+                row.store(row.load(at, width) * splat(self._factor, width), at)
+        return queries
+
+    def _codes(self) -> QueryCodes:
+        """Write the queries as codes."""
+        codes = QueryCodes.make(self.heads, self.head_size, self.lanes)
+        numbers = Row(scratch(self.head_size, "float32"), (constant(0, "int64"),))
+        with serial(self.heads) as head:
+            self.write_query(head, numbers)
+            codes.quantize(numbers, head)
+        return codes
 
     def _merge(self, records: Buffer, head: Expr, parts: int) -> None:
         """Weigh the parts of a query head by how their largest scores compare."""
@@ -185,10 +212,12 @@ class _Part:
     """One part of the context of one key head: task = head · parts + part."""
 
     whole: SingleAttention
-    queries: Buffer
+    queries: Buffer | QueryCodes
     records: Buffer
     parts: int
     task: Expr
+    key_scales: Buffer = field(default_factory=lambda: scratch(_KEYS, "float32"))
+    value_scales: Buffer = field(default_factory=lambda: scratch(_KEYS, "float32"))
 
     @property
     def head(self) -> Expr:
@@ -208,6 +237,7 @@ class _Part:
             first = settle(start + i * _KEYS)
             count = settle(tirx.Min(constant(_KEYS, "int64"), stop - first))
             vectors = settle((count + (lanes - 1)) // lanes)
+            self._read_scales(first, count)
             with serial(self.whole.group // self.whole.team) as team:
                 self._score(team, first, stop, vectors)
                 self._accumulate(team, first, count)
@@ -215,6 +245,21 @@ class _Part:
             record = self._record(j)
             total = horizontal_sum(record.total.load(0, lanes), lanes)
             record.total.store(broadcast(total, lanes), 0)
+
+    def _read_scales(self, first: Expr, count: Expr) -> None:
+        """Read the scales of keys and values at hand, for all query heads."""
+        whole = self.whole
+        ends = []
+        if whole.byte_keys:
+            ends.append((whole.key, self.key_scales))
+        if whole.byte_values:
+            ends.append((whole.value, self.value_scales))
+        if ends:
+            with serial(count) as n:
+                for read, scales in ends:
+                    row = read(self.head, first + n)
+                    assert isinstance(row, StoredRow)
+                    store(scales, row.scale(), n)
 
     def _record(self, member: Expr) -> _Record:
         """The record of a query head of the group."""
@@ -234,7 +279,7 @@ class _Part:
             place = bind(first + n * lanes)
             index = bind(consecutive(cast(place, "int32"), lanes))
             inside = index < bind(broadcast(cast(stop, "int32"), lanes))
-            for j, score in enumerate(self._dots(team, place, lanes, stop)):
+            for j, score in enumerate(self._products(team, n, place, stop)):
                 if whole.softcap:
                     score = tanh(score, lanes) * splat(whole.softcap * LOG2E, lanes)
                 score = bind(select(inside, bind(score), splat(HIDDEN, lanes)))
@@ -254,9 +299,30 @@ class _Part:
             for j, record in enumerate(members):
                 weight = exp2_nonpositive(record.scores.load(n * lanes, lanes) - tops[j], lanes)
                 total[j] = total[j] + weight
+                if whole.byte_values:
+                    weight = bind(weight * load(self.value_scales, n * lanes, lanes=lanes))
                 record.scores.store(weight, n * lanes)
         for j, record in enumerate(members):
             record.total.store(total[j], 0)
+
+    def _products(self, team: Expr, n: Expr, first: Expr, stop: Expr) -> list[Expr]:
+        """Products of each query of the team with a vector of keys, as floats to be scores."""
+        lanes, dots = self.whole.lanes, self._dots(team, first, self.whole.lanes, stop)
+        if not isinstance(self.queries, QueryCodes):
+            return dots
+        key_scales = bind(load(self.key_scales, n * lanes, lanes=lanes))
+        scores = []
+        for j, dot in enumerate(dots):
+            query = self._query(team, j)
+            exact = bind(dot - broadcast(self.queries.too_much(query), lanes))
+            factor = self.queries.scale(query) * constant(self.whole._factor, "float32")
+            number = bind(bind(cast(exact, "float32")) * broadcast(bind(factor), lanes))
+            scores.append(bind(number * key_scales))
+        return scores
+
+    def _query(self, team: Expr, j: int) -> Expr:
+        """The query head that is number j of a team."""
+        return self.head * self.whole.group + team * self.whole.team + j
 
     def _dots(self, team: Expr, first: Expr, count: int, stop: Expr) -> list[Expr]:
         """Products of each query of the team with `count` keys, in as many segments of a vector."""
@@ -267,17 +333,33 @@ class _Part:
             return [_fold(a, b, count // 2) for a, b in zip(low, high, strict=True)]
         # Keys behind the last one are hidden later; the last one is read in their place.
         row = whole.key(self.head, bind(tirx.Min(first, stop - 1)))
+        if isinstance(self.queries, QueryCodes):
+            assert isinstance(row, StoredRow)
+            return [self._byte_dot(self.queries, team, j, row) for j in range(whole.team)]
         cut = pieces(whole.head_size, lanes)
         key = [_widen(row.load(at, width), lanes) for at, width, _ in cut]
         products = []
         for j in range(whole.team):
-            query = (self.head * whole.group + team * whole.team + j) * whole.head_size
+            query = self._query(team, j) * whole.head_size
             total = None
             for x, (at, width, _) in zip(key, cut, strict=True):
                 q = _widen(load(self.queries, query + at, lanes=width), lanes)
                 total = x * q if total is None else fma(x, q, total)
             products.append(bind(total))
         return products
+
+    def _byte_dot(self, queries: QueryCodes, team: Expr, j: int, row: StoredRow) -> Expr:
+        """Integer products of a query with one key, which is raised."""
+        lanes = self.whole.lanes
+        total = splat(0, lanes, "int32")
+        for at, width, _ in pieces(self.whole.head_size // 4, lanes):
+            key = reinterpret(row.raised(4 * at, width), "uint8", 4 * width)
+            query = queries.fours(self._query(team, j), at, width)
+            start = total if width == lanes else splat(0, width, "int32")
+            signed = reinterpret(query, "int8", 4 * width)
+            part = bind(vpdpbusd(start, bind(key), bind(signed)))
+            total = part if width == lanes else bind(total + _widen(part, lanes))
+        return total
 
     def _accumulate(self, team: Expr, first: Expr, count: Expr) -> None:
         """result = correction · result + weights · values, as many columns as fit at once."""
@@ -296,7 +378,11 @@ class _Part:
                     mine[at][0] = record.result.load(at, width) * _narrow(correction, width)
             with serial(count) as n:
                 row = whole.value(self.head, first + n)
-                value = {at: row.load(at, width) for at, width, _ in columns}
+                if whole.byte_values:
+                    assert isinstance(row, StoredRow)
+                    value = {at: row.codes(at, width) for at, width, _ in columns}
+                else:
+                    value = {at: row.load(at, width) for at, width, _ in columns}
                 for record, mine in zip(members, sums, strict=True):
                     weight = record.scores.load(n)
                     for at, width, _ in columns:
@@ -318,7 +404,8 @@ def _fold(a: Expr, b: Expr, segments: int) -> Expr:
 def _widen(x: Expr, lanes: int) -> Expr:
     """Append zeros."""
     width = lanes_of(x)
-    return x if width == lanes else bind(shuffle(x, splat(0.0, width), range(lanes)))
+    zeros = splat(0, width, dtype_of(x))
+    return x if width == lanes else bind(shuffle(x, zeros, range(lanes)))
 
 
 def _narrow(x: Expr, lanes: int) -> Expr:

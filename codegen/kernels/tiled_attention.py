@@ -21,10 +21,13 @@ from codegen.kernels.builder import (
     Registers,
     bind,
     broadcast,
+    cast,
     constant,
     fma,
+    lanes_of,
     load,
     maximum,
+    reinterpret,
     scratch,
     serial,
     settle,
@@ -32,6 +35,9 @@ from codegen.kernels.builder import (
     store,
     when,
 )
+from codegen.kernels.isa import vpdpbusd
+from codegen.kernels.query_codes import QueryCodes, RaisedKeys
+from codegen.kernels.rotary import Row
 from codegen.kernels.transpose import transpose
 from codegen.kernels.vector_math import exp2_nonpositive, tanh
 from qcompiler.core.target import Target
@@ -66,6 +72,10 @@ class Tile:
         return cls(lanes=target.lanes, vectors=3, at_once=at_once, keys=64)
 
 
+Products = Callable[[list[Expr]], list[Expr]]
+"""Gives the scores of keys, numbered as they were made ready: for each, its vectors of queries."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TiledAttention:
     """What one tile of queries attends to.
@@ -73,7 +83,8 @@ class TiledAttention:
     `write_query(row, buffer, offset)` writes the features of a query row into a buffer, and
     `read_result(row, buffer, offset)` takes its result from one. `keys(start, count)` makes so many
     rows ready, until other rows are, and returns what reads feature f of the i-th of them; so does
-    `values`. `adjust(scores, first_key, vector)` changes the scores of one key for
+    `values`. With `byte_keys`, which makes codes of keys ready, scores are products of codes.
+    `adjust(scores, first_key, vector)` changes the scores of one key for
     one vector of queries: it hides keys, adds a mask; None where nothing is to be done.
     """
 
@@ -84,6 +95,7 @@ class TiledAttention:
     write_query: Callable[[Expr, Buffer, Expr], None]
     keys: Callable[[Expr, Expr], Callable[[Expr, Expr], Expr]]
     values: Callable[[Expr, Expr], Callable[[Expr, Expr], Expr]]
+    byte_keys: Callable[[Expr, Expr], RaisedKeys] | None = None
     read_result: Callable[[Expr, Buffer, Expr], None]
 
     def emit(
@@ -97,7 +109,8 @@ class TiledAttention:
     ) -> None:
         """Attend with rows [first_row, first_row + queries) below `rows` to keys [first, last)."""
         tile, d = self.tile, self.head_size
-        queries = scratch(d * tile.queries, "float32")
+        bytes_too = self.byte_keys is not None
+        queries = _Queries.make(tile, d, bytes_too)
         scores = scratch(tile.keys * tile.queries, "float32")
         results = scratch(d * tile.queries, "float32")
         state = _State(tile)
@@ -114,17 +127,23 @@ class TiledAttention:
             self._accumulate(start, count, scores, results, state)
         self._scatter(first_row, rows, results, state)
 
-    def _gather(self, first_row: Expr, rows: Expr, queries: Buffer) -> None:
+    def _gather(self, first_row: Expr, rows: Expr, queries: _Queries) -> None:
         """Read the queries, transpose them, and fold the scale of the scores in."""
         tile, d = self.tile, self.head_size
         lanes = tile.lanes
         scale = self.scale / self.softcap if self.softcap else self.scale * LOG2E
         rowwise = scratch(lanes * d, "float32")
+        codes = QueryCodes.make(lanes, d, lanes) if queries.factors is not None else None
         with serial(tile.vectors) as v:
             with serial(lanes) as i:
                 # Lanes behind the last query repeat it; their results are never stored.
                 row = settle(tirx.Min(first_row + v * lanes + i, rows - 1))
                 self.write_query(row, rowwise, i * d)
+                if codes is not None:
+                    codes.quantize(Row(rowwise, (i * d,)), i)
+            if codes is not None:
+                queries.take_codes(codes, v, scale)
+                return
 
             def turn(at: Expr, width: int) -> None:
                 for top in range(0, lanes, width):
@@ -133,34 +152,24 @@ class TiledAttention:
                     ]
                     for f, column in enumerate(transpose(block)):
                         place = (at + f) * tile.queries + v * lanes + top
-                        store(queries, column * splat(scale, width), place)
+                        store(queries.numbers, column * splat(scale, width), place)
 
             _squares(d, lanes, turn)
 
-    def _score(self, start: Expr, count: Expr, queries: Buffer, scores: Buffer) -> None:
+    def _score(self, start: Expr, count: Expr, queries: _Queries, scores: Buffer) -> None:
         """scores[key, query] = key · query, `at_once` keys at a time."""
         tile = self.tile
-        key = self.keys(start, count)
+        multiply = self._multiply_bytes if self.byte_keys is not None else self._multiply_floats
+        products = multiply(start, count, queries)
         whole = settle(count // tile.at_once)
 
         def block(first: Expr, limit: Expr | None) -> None:
-            sums = Registers(tile.at_once * tile.vectors, tile.lanes)
-            for j in range(tile.at_once * tile.vectors):
-                sums[j] = splat(0.0, tile.lanes)
             rows = [first + r for r in range(tile.at_once)]
             if limit is not None:
                 rows = [settle(tirx.Min(row, limit)) for row in rows]
-            with serial(self.head_size) as f:
-                q = _vectors(queries, f, tile)
-                for r in range(tile.at_once):
-                    k = bind(broadcast(key(rows[r], f), tile.lanes))
-                    for v in range(tile.vectors):
-                        j = r * tile.vectors + v
-                        sums[j] = fma(k, q[v], sums[j])
-            for r in range(tile.at_once):
-                for v in range(tile.vectors):
-                    place = (first + r) * tile.queries + v * tile.lanes
-                    store(scores, sums[r * tile.vectors + v], place)
+            for j, product in enumerate(products(rows)):
+                r, v = divmod(j, tile.vectors)
+                store(scores, product, (first + r) * tile.queries + v * tile.lanes)
 
         with serial(whole) as i:
             block(i * tile.at_once, None)
@@ -169,6 +178,53 @@ class TiledAttention:
             count % tile.at_once > 0,
             lambda: block(whole * tile.at_once, settle(count - 1)),
         )
+
+    def _multiply_floats(self, start: Expr, count: Expr, queries: _Queries) -> Products:
+        tile, key = self.tile, self.keys(start, count)
+
+        def products(rows: list[Expr]) -> list[Expr]:
+            sums = Registers(len(rows) * tile.vectors, tile.lanes)
+            for j in range(len(rows) * tile.vectors):
+                sums[j] = splat(0.0, tile.lanes)
+            with serial(self.head_size) as f:
+                q = _vectors(queries.numbers, f, tile)
+                for r, row in enumerate(rows):
+                    k = bind(broadcast(key(row, f), tile.lanes))
+                    for v in range(tile.vectors):
+                        j = r * tile.vectors + v
+                        sums[j] = fma(k, q[v], sums[j])
+            return [sums[j] for j in range(len(rows) * tile.vectors)]
+
+        return products
+
+    def _multiply_bytes(self, start: Expr, count: Expr, queries: _Queries) -> Products:
+        tile = self.tile
+        assert self.byte_keys is not None
+        assert queries.too_much is not None and queries.factors is not None
+        keys, factors, too_much = self.byte_keys(start, count), queries.factors, queries.too_much
+        zero = constant(0, "int64")
+
+        def products(rows: list[Expr]) -> list[Expr]:
+            sums = Registers(len(rows) * tile.vectors, tile.lanes, "int32")
+            for r in range(len(rows)):
+                for v, much in enumerate(_vectors(too_much, zero, tile)):
+                    sums[r * tile.vectors + v] = splat(0, tile.lanes, "int32") - much
+            with serial(self.head_size // 4) as f:
+                q = [_bytes(x, "int8") for x in _vectors(queries.numbers, f, tile)]
+                for r, row in enumerate(rows):
+                    k = _bytes(bind(broadcast(keys.four(row, f), tile.lanes)), "uint8")
+                    for v in range(tile.vectors):
+                        j = r * tile.vectors + v
+                        sums[j] = vpdpbusd(sums[j], k, q[v])
+            found = []
+            for r, row in enumerate(rows):
+                scale = bind(broadcast(keys.scale(row), tile.lanes))
+                for v, factor in enumerate(_vectors(factors, zero, tile)):
+                    number = bind(cast(sums[r * tile.vectors + v], "float32"))
+                    found.append(bind(bind(number * factor) * scale))
+            return found
+
+        return products
 
     def _adjust(
         self,
@@ -272,6 +328,46 @@ class TiledAttention:
             existing = settle(tirx.Min(constant(lanes, "int64"), rows - first_row - v * lanes))
             with serial(tirx.Max(constant(0, "int64"), existing)) as i:
                 self.read_result(settle(first_row + v * lanes + i), rowwise, i * d)
+
+
+@dataclass(frozen=True)
+class _Queries:
+    """The queries of a tile, transposed: float32 [feature][query] with the factor of the scores; or
+    int32 of four codes [four][query], with a factor and what raised keys add to products [query].
+    """
+
+    tile: Tile
+    numbers: Buffer
+    factors: Buffer | None = None
+    too_much: Buffer | None = None
+
+    @classmethod
+    def make(cls, tile: Tile, d: int, codes: bool) -> _Queries:
+        """Allocate them."""
+        if not codes:
+            return cls(tile, scratch(d * tile.queries, "float32"))
+        numbers = scratch(d // 4 * tile.queries, "int32")
+        return cls(tile, numbers, scratch(tile.queries, "float32"), scratch(tile.queries, "int32"))
+
+    def take_codes(self, codes: QueryCodes, v: Expr, factor: float) -> None:
+        """Take a vector of rows."""
+        tile, lanes = self.tile, self.tile.lanes
+        assert self.factors is not None and self.too_much is not None
+
+        def turn(at: Expr, width: int) -> None:
+            for top in range(0, lanes, width):
+                for f, column in enumerate(codes.turned(top, at, width)):
+                    store(self.numbers, column, (at + f) * tile.queries + v * lanes + top)
+
+        _squares(codes.d // 4, lanes, turn)
+        with serial(lanes) as i:
+            scale = codes.scale(i) * constant(factor, "float32")
+            store(self.factors, bind(scale), v * lanes + i)
+            store(self.too_much, codes.too_much(i), v * lanes + i)
+
+
+def _bytes(x: Expr, dtype: str) -> Expr:
+    return bind(reinterpret(x, dtype, 4 * lanes_of(x)))
 
 
 class _State:

@@ -65,6 +65,14 @@ class KvFormat:
                 "use kv8"
             )
 
+    @property
+    def meets_codes(self) -> bool:
+        """Whether keys are multiplied as integers, for which queries become 8-bit codes too.
+
+        So are those that have one scale a row: kv8, kv8r.
+        """
+        return self.bits == 8 and self.group is None
+
     def group_size(self, head_dim: int) -> int:
         """Features that share a scale."""
         return min(self.group or head_dim, head_dim)

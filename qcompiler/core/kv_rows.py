@@ -9,7 +9,12 @@ import math
 
 import torch
 
+from qcompiler.core.formats import PerToken, TensorFormat
 from qcompiler.core.kv_format import KvFormat
+from qcompiler.core.reference import quantize_activation
+
+QUERY = TensorFormat(bits=8, symmetric=True, granularity=PerToken())
+"""What queries are quantised to where keys are multiplied as integers."""
 
 _LARGEST = 65504.0  # of float16
 
@@ -75,8 +80,19 @@ def seen(rows: torch.Tensor, kv: str, d: int) -> torch.Tensor:
 
 
 def turned(x: torch.Tensor, kv: str) -> torch.Tensor:
-    """Return queries or keys [..., d] as they are multiplied with one another."""
+    """Return keys [..., d] as a cache of the format `kv` is given them."""
     return rotate_heads(x) if kv and KvFormat.parse(kv).rotated else x
+
+
+def asked(q: torch.Tensor, kv: str) -> torch.Tensor:
+    """Return queries [..., d] as they are multiplied with keys of the format `kv`."""
+    if not kv:
+        return q
+    q = turned(q, kv)
+    if not KvFormat.parse(kv).meets_codes:
+        return q
+    codes, scale = quantize_activation(q, QUERY)
+    return (codes.to(torch.float32) * scale).to(q.dtype)
 
 
 def _half(x: torch.Tensor) -> torch.Tensor:

@@ -195,7 +195,7 @@ def attention(
         return q.new_empty((*q.shape[:-1], v.shape[-1]))
     start, s, d = int(position), q.shape[1], k.shape[3]
     k_form, v_form = pair(kv)
-    q, k = kv_rows.turned(q, k_form), kv_rows.turned(k, k_form)
+    q, k = kv_rows.asked(q, k_form), kv_rows.turned(k, k_form)
     k_cache[:, :, start : start + s] = kv_rows.stored(k.transpose(1, 2), k_form)
     v_cache[:, :, start : start + s] = kv_rows.stored(v.transpose(1, 2), v_form)
     place = torch.arange(start + s)

@@ -19,6 +19,7 @@ SPECS = {
     "kv8": AttentionSpec(heads=9, kv_heads=3, head_size=64, scale=0.125),
     "kv8g32r": AttentionSpec(heads=4, kv_heads=2, head_size=96, scale=0.1, window=20),
     "kv8r": AttentionSpec(heads=5, kv_heads=1, head_size=72, scale=0.1, window=3, softcap=5.0),
+    "kv8/kv8g32": AttentionSpec(heads=6, kv_heads=2, head_size=96, scale=0.1, softcap=20.0),
     "kv8r/kv4": AttentionSpec(heads=3, kv_heads=3, head_size=32, scale=0.2),
     "kv4g32r": AttentionSpec(heads=9, kv_heads=3, head_size=64, scale=0.125),
     "kv4g16/kv8g64": AttentionSpec(heads=2, kv_heads=2, head_size=128, scale=0.1, softcap=50.0),
