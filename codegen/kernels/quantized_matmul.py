@@ -15,7 +15,7 @@ from tvm.tirx import PrimFunc
 
 from codegen.kernels.builder import kernel, size, when
 from codegen.kernels.quantized_operands import Operands, QuantizedMatmul
-from codegen.kernels.quantized_row import emit_one_row
+from codegen.kernels.quantized_row import emit_few_rows, emit_one_row, few_rows
 from codegen.kernels.quantized_rows import emit_many_rows
 from qcompiler.core.target import Target
 
@@ -30,13 +30,13 @@ def one_row(spec: QuantizedMatmul, target: Target) -> PrimFunc:
 
 
 def many_rows(spec: QuantizedMatmul, target: Target) -> PrimFunc:
-    """Build the product for any number m of rows; a single one is as fast as in `one_row`."""
+    """Build the product for any number m of rows; few are as fast as reading the weight allows."""
     with kernel("quantized_matmul_many_rows") as built:
         rows = size("m")
         operands = Operands.arguments(spec, rows)
         when(
-            rows == 1,
-            lambda: emit_one_row(spec, target, operands),
+            rows <= few_rows(target),
+            lambda: emit_few_rows(spec, target, operands, rows),
             lambda: emit_many_rows(spec, target, operands, rows),
         )
     return built.get()
