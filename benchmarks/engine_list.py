@@ -80,7 +80,7 @@ FAMILIES = (
     Family(
         name="qcompiler",
         worker="qcompiler_worker.py",
-        variants=("w4a8", "w8a8", "float"),
+        variants=("w4a8", "w8a8", "float", "w4a8g128", "w4a8-avx2"),
         source="model",
         modules=("tvm",),
         install="pip install 'qcompiler[compiler]'",

@@ -36,7 +36,7 @@ from qcompiler.packaged import PACKAGED
 
 BUILD = Path("build")
 
-DEFAULT = "qcompiler *,llama.cpp *,openvino *,torch *float*"
+DEFAULT = "qcompiler w?a8,qcompiler float,llama.cpp *,openvino *,torch *float*"
 """Those that are ready in seconds: what torch compiles takes each process up to minutes."""
 
 

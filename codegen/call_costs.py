@@ -22,6 +22,7 @@ from codegen.weights import MATRIX_ARGUMENT
 from qcompiler.core import ops
 from qcompiler.core.artifact import FunctionCosts, KernelCost
 from qcompiler.core.formats import QuantScheme
+from qcompiler.core.kv_format import KvFormat, pair
 from qcompiler.core.operator_costs import (
     ATTENTION,
     EMBEDDING,
@@ -152,8 +153,15 @@ def _cost(function: tirx.PrimFunc, call: _Call, operators: Operators) -> KernelC
         else "float32",
         bytes=_polynomial(taken[0]),
         operations=_polynomial(taken[1]),
+        byte_share=_byte_share(node),
         window=0 if node is None else int(node.kwargs.get("window", 0)),  # type: ignore[arg-type]
     )
+
+
+def _byte_share(node: fx.Node | None) -> float:
+    """Return how much of attention's work is products of codes: its scores, or nothing."""
+    keys, _ = pair(str(node.kwargs.get("kv", ""))) if node is not None else ("", "")
+    return 0.5 if keys and KvFormat.parse(keys).meets_codes else 0.0
 
 
 def _kind(node: fx.Node | None, head: fx.Node | None) -> str:

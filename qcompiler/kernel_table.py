@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from qcompiler.core.artifact import FunctionCosts
+from qcompiler.core.artifact import FunctionCosts, KernelCost
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,9 +20,11 @@ class Limits:
     int8: float
     float32: float
 
-    def of(self, arithmetic: str) -> float:
-        """Return the operations in a second of one arithmetic."""
-        return self.int8 if arithmetic == "int8" else self.float32
+    def seconds(self, cost: KernelCost, size: float, operations: float) -> float:
+        """Return what a kernel takes at least that reads `size` bytes."""
+        on_bytes = 1.0 if cost.arithmetic == "int8" else cost.byte_share
+        per_operation = on_bytes / self.int8 + (1 - on_bytes) / self.float32
+        return max(size / self.bytes, operations * per_operation)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +92,7 @@ def function_time(
     for place, taken in zip(costs.calls, kernels, strict=True):
         cost = costs.kernels[place]
         size, operations = cost.evaluate(tokens, context)
-        least = max(size / limits.bytes, operations / limits.of(cost.arithmetic))
+        least = limits.seconds(cost, size, operations)
         row = (taken, size, operations, least)
         kinds.setdefault((cost.kind, cost.arithmetic), []).append(row)
     rows = []

@@ -8,6 +8,13 @@ import qcompiler
 from clock import StepEngine, main
 from qcompiler.runtime import LanguageModel
 
+RULES = """[
+    {{ scheme = "{}" }},
+    {{ kind = "embedding", scheme = "w8a8g32" }},
+    {{ kind = "head", scheme = "w8a8g32" }},
+]"""
+"""Those of the preset, with another group."""
+
 
 class Artifact(StepEngine):
     """A session of a compiled model."""
@@ -26,7 +33,15 @@ class Artifact(StepEngine):
 
 
 def prepare(variant: str, source: str, target: Path) -> None:
-    qcompiler.compile(source, output=target, pipeline=variant)
+    scheme, _, instructions = variant.partition("-")
+    pipeline, _, group = scheme.partition("g")
+    qcompiler.compile(
+        source,
+        output=target,
+        pipeline=pipeline,
+        settings=[f"set-bits.rules={RULES.format(scheme)}"] if group else [],
+        target="x86-64-v3" if instructions == "avx2" else None,
+    )
 
 
 if __name__ == "__main__":

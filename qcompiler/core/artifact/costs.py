@@ -23,6 +23,8 @@ class KernelCost:
     arithmetic: Arithmetic
     bytes: Polynomial
     operations: Polynomial
+    byte_share: float = 0.0
+    """How much of the operations is on bytes all the same, where they are on floats."""
     window: int = 0
     """Tokens that a token sees at most, where that is positive."""
 

@@ -15,7 +15,9 @@ from qcompiler.core.qtensor import QuantizedTensor
 
 pytestmark = pytest.mark.tvm
 
-ROWS = (1, 2, 7, 8, 24)
+FEW = (1, 2, 7, 16)
+MANY = (17, 24, 37)
+"""Rows that some target multiplies in each of two ways."""
 
 
 def _weight(n, k, form):
@@ -107,7 +109,7 @@ def test_products(scheme, n, k, target, compile_kernel):
     product = _Product(scheme, n, k, target)
     product.check(compile_kernel(one_row(product.spec, target), target), 1)
     function = compile_kernel(many_rows(product.spec, target), target)
-    for m in ROWS:
+    for m in (*FEW, *MANY):
         product.check(function, m)
 
 
@@ -126,20 +128,22 @@ def test_epilogues_of_many_rows(activation, gated, target, compile_kernel):
         "w4a8g32", 74, 64, target, gated=gated, bias=True, residual=True, activation=activation
     )
     function = compile_kernel(many_rows(product.spec, target), target)
-    for m in (1, 10):
+    for m in (1, 10, 30):
         product.check(function, m)
 
 
 @pytest.mark.parametrize("extra", ["bias", "residual"])
 def test_epilogue_with_one_addend(extra, target, compile_kernel):
     product = _Product("w8a8", 48, 64, target, **{extra: True})
-    product.check(compile_kernel(many_rows(product.spec, target), target), 9)
+    function = compile_kernel(many_rows(product.spec, target), target)
+    for m in (9, 29):
+        product.check(function, m)
 
 
 @pytest.mark.parametrize("scheme", ["w4a8g32", "w4a8g32z", "w8a8g32", "w8a8g32z", "w8a8", "w8a8z"])
 def test_integer_sums_are_exact_at_the_extremes(scheme, target, compile_kernel):
     """Scales of one make results integers below 2²⁴: nothing may saturate, nothing may round."""
-    n, k, m = 48, 200, 12
+    n, k, m = 48, 200, 20
     product = _Product(scheme, n, k, target)
     low, high = product.scheme.weight.code_range
     ends = torch.tensor([low, high], dtype=product.weight.codes.dtype)
@@ -149,18 +153,20 @@ def test_integer_sums_are_exact_at_the_extremes(scheme, target, compile_kernel):
     codes = (torch.randint(0, 2, (m, k)) * 254 - 127).to(torch.int8)
     codes[0], codes[1] = 127, -127
     groups = 1 if product.spec.per_token else product.spec.packing.groups
-    for build, rows in ((one_row, codes[:1]), (many_rows, codes)):
+    for build, counts in ((one_row, (1,)), (many_rows, (7, m))):
         function = compile_kernel(build(product.spec, target), target)
-        expected, actual = product.run(function, rows, torch.ones(len(rows), groups))
-        assert torch.equal(expected, actual)
+        for rows in (codes[:count] for count in counts):
+            expected, actual = product.run(function, rows, torch.ones(len(rows), groups))
+            assert torch.equal(expected, actual)
 
 
 def test_zero_activations_give_zero(target, compile_kernel):
     product = _Product("w4a8g32z", 32, 64, target)
     function = compile_kernel(many_rows(product.spec, target), target)
-    codes = torch.zeros(9, 64, dtype=torch.int8)
-    _, actual = product.run(function, codes, torch.zeros(9, 2))
-    assert not actual.any()
+    for m in (9, 19):
+        codes = torch.zeros(m, 64, dtype=torch.int8)
+        _, actual = product.run(function, codes, torch.zeros(m, 2))
+        assert not actual.any()
 
 
 def test_few_tiles_share_rows_among_threads(target, compile_kernel):
@@ -177,10 +183,19 @@ def test_more_rows_than_a_panel_holds(target, compile_kernel):
     product.check(compile_kernel(many_rows(product.spec, target), target), 700)
 
 
+@pytest.mark.parametrize("scheme", ["w4a8g32", "w8a8"])
+def test_weights_that_are_asked_for_beforehand(scheme, target, compile_kernel):
+    """Long rows: each tile asks for the next, and the last one for what is not there."""
+    product = _Product(scheme, 136, 1048, target)
+    product.check(compile_kernel(many_rows(product.spec, target), target), 45)
+
+
 def test_widened_codes(target, compile_kernel):
     product = _Product("w6a8g32", 32, 64, target, widen=True)
     assert product.spec.packing.bits == 8
-    product.check(compile_kernel(many_rows(product.spec, target), target), 5)
+    function = compile_kernel(many_rows(product.spec, target), target)
+    for m in (5, 25):
+        product.check(function, m)
 
 
 def test_results_repeat(target, compile_kernel):
