@@ -192,9 +192,9 @@ def _of_node(
             EMBEDDING.ops.subs(m, numbers),
         )
     if node.target in (ops.attention, ops.rope_attention):
-        # What is read for each token of the context is what `read` grows by with one.
-        per_token = sympy.diff(read, c)
-        given = ATTENTION.bytes.subs(e, per_token) + read.subs(c, 0)
+        # What is read for each token of the context is what `read` grows by with one. Weights that
+        # are only asked for are what the next product reads.
+        given = ATTENTION.bytes.subs(e, sympy.diff(read, c))
         tokens = count(val, sizes) / _row(node)
         return given, ATTENTION.ops.subs({m: numbers, t: tokens}, simultaneous=True)
     if node.target is ops.dense_attention:

@@ -32,7 +32,7 @@ from codegen.kernels.kv_rows import StoredRow, rotate_heads, write_row
 from codegen.kernels.query_codes import QueryCodes, RaisedKeys, multiplies_bytes
 from codegen.kernels.rotary import Row, copy_row
 from codegen.kernels.row import Rows, over_rows, pieces
-from codegen.kernels.single_attention import SingleAttention
+from codegen.kernels.single_attention import Ahead, SingleAttention
 from codegen.kernels.tiled_attention import HIDDEN, Tile, TiledAttention
 from qcompiler.core.errors import UnsupportedError
 from qcompiler.core.kv_format import KvFormat, row_of
@@ -45,7 +45,7 @@ class AttentionSpec:
 
     A token sees itself and what came before, at most `window` tokens where that is positive; scores
     pass softcap · tanh(score / softcap) where that is positive. `keys` and `values` are the formats
-    of the caches' rows; None: float32.
+    of the caches' rows; None: float32. A single token asks for `ahead` bytes of what is read next.
     """
 
     heads: int
@@ -56,6 +56,7 @@ class AttentionSpec:
     softcap: float = 0.0
     keys: KvFormat | None = None
     values: KvFormat | None = None
+    ahead: int = 0
 
     def __post_init__(self) -> None:
         if self.heads % self.kv_heads:
@@ -85,10 +86,12 @@ class Cache:
     keys: Buffer
     values: Buffer
     position: Buffer
+    ahead: Buffer | None
+    """A weight that is read next."""
 
     @classmethod
     def declare(cls, spec: AttentionSpec) -> Cache:
-        """Add the three buffers to the function's arguments."""
+        """Add the buffers to the function's arguments."""
         context = size("c")
 
         def cache(name: str, form: KvFormat | None) -> Buffer:
@@ -99,6 +102,7 @@ class Cache:
             cache("k_cache", spec.keys),
             cache("v_cache", spec.values),
             argument("position", (1,), "int64"),
+            argument("ahead", (spec.ahead,), "uint8") if spec.ahead else None,
         )
 
 
@@ -117,7 +121,7 @@ class NewTokens:
 
 
 def attention(spec: AttentionSpec, target: Target, rows: Rows) -> PrimFunc:
-    """q [1, s, h, d], k and v [1, s, hk, d], both caches [1, hk, c, r], position → out as q.
+    """q [1, s, h, d], k and v [1, s, hk, d], both caches [1, hk, c, r], position, ahead → out as q.
 
     Position is int64, caches are float32 or bytes, all else is float32. The caches change in place.
     One row is the schedule for a single new token, many for a prompt.
@@ -207,6 +211,7 @@ def _attend_one(
         output=lambda head: new.output(zero, head),
         byte_keys=multiplies_bytes(spec.keys, spec.head_size, target),
         byte_values=spec.values is not None and spec.values.meets_codes,
+        ahead=Ahead(cache.ahead, spec.ahead, target.l2_bytes) if cache.ahead is not None else None,
     ).emit(settle(first), settle(position + 1))
 
 

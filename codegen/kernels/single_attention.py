@@ -30,6 +30,7 @@ from codegen.kernels.builder import (
     load,
     maximum,
     parallel,
+    prefetch,
     reinterpret,
     scratch,
     select,
@@ -47,11 +48,43 @@ from codegen.kernels.rotary import Row
 from codegen.kernels.row import pieces
 from codegen.kernels.tiled_attention import HIDDEN, LOG2E
 from codegen.kernels.vector_math import exp2_nonpositive, horizontal_max, horizontal_sum, tanh
+from qcompiler.core.artifact import LINE_BYTES
 
-_KEYS = 128
-"""Keys whose scores are kept at a time."""
+_KEYS = 240
+"""Keys whose scores are kept at a time. Their scales fit on the stack."""
 _SERIAL_BYTES = 1 << 17
 """Keys and values below this size are read by one thread before two have started."""
+
+
+@dataclass(frozen=True)
+class Ahead:
+    """A weight that is wanted next; `most`: as many of its bytes are asked for."""
+
+    buffer: Buffer
+    bytes: int
+    most: int
+
+    def share(self, task: Expr, tasks: int, turns: Expr) -> _Share:
+        """Divide it among tasks, and the part of `task` among its turns."""
+        lines = self.bytes // (tasks * LINE_BYTES)
+        wanted = min(self.bytes, self.most) // (tasks * LINE_BYTES)
+        each = settle((wanted + turns) // tirx.Max(turns, constant(1, "int64")))
+        return _Share(self.buffer, bind(task * lines), each)
+
+
+@dataclass(frozen=True)
+class _Share:
+    """Lines of a weight from `first` on, so many in `each` turn."""
+
+    buffer: Buffer
+    first: Expr
+    each: Expr
+
+    def ask(self, turn: Expr) -> None:
+        """Ask for what has its turn."""
+        begin = bind(self.first + turn * self.each)
+        with serial(self.each) as i:
+            prefetch(self.buffer, (begin + i) * LINE_BYTES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +93,8 @@ class SingleAttention:
 
     `write_query(head, to)` writes a query row; `key(head, k)` and `value(head, k)` are rows of a
     key head; `output(head)` is where the result goes. `byte_keys`: keys are codes, and so are
-    queries then; `byte_values`: values are codes that have one scale a row.
+    queries then; `byte_values`: values are codes that have one scale a row. `ahead`: what is to be
+    asked for meanwhile, as computing takes longer here than reading.
     """
 
     heads: int
@@ -76,6 +110,7 @@ class SingleAttention:
     output: Callable[[Expr], Row]
     byte_keys: bool = False
     byte_values: bool = False
+    ahead: Ahead | None = None
 
     @property
     def group(self) -> int:
@@ -110,7 +145,9 @@ class SingleAttention:
             with loop(self.kv_heads * parts) as task:
                 start = settle(first + task % parts * span)
                 stop = settle(tirx.Min(start + span, last))
-                _Part(self, queries, records, parts, task).emit(start, stop)
+                scores = scratch(self.team * _KEYS, "float32")
+                part = _Part(self, queries, records, parts, task, scores)
+                part.emit(start, stop)
             with serial(self.heads) as head:
                 self._merge(records, head, parts)
 
@@ -169,8 +206,8 @@ class SingleAttention:
 class _Record:
     """What is known of one query head in one part of the context.
 
-    The sum of weighted values so far; the scores, then weights, of the keys at hand; and a vector
-    each for the largest score, the sum of the weights, and what corrects both for a new largest.
+    The sum of weighted values so far; and a vector each for the largest score, the sum of the
+    weights, and what corrects both for a new largest.
     """
 
     whole: SingleAttention
@@ -180,7 +217,7 @@ class _Record:
     @staticmethod
     def length(whole: SingleAttention) -> int:
         """Numbers of a record, a multiple of a vector."""
-        vectors = -(-(whole.head_size + _KEYS) // whole.lanes) + 3
+        vectors = -(-whole.head_size // whole.lanes) + 3
         return vectors * whole.lanes
 
     def _row(self, offset: int) -> Row:
@@ -199,12 +236,8 @@ class _Record:
         return self._row(2 * self.whole.lanes)
 
     @property
-    def scores(self) -> Row:
-        return self._row(3 * self.whole.lanes)
-
-    @property
     def result(self) -> Row:
-        return self._row(3 * self.whole.lanes + _KEYS)
+        return self._row(3 * self.whole.lanes)
 
 
 @dataclass(frozen=True)
@@ -216,6 +249,8 @@ class _Part:
     records: Buffer
     parts: int
     task: Expr
+    scores: Buffer
+    """The scores, then weights, of the keys at hand, for each query head of a team."""
     key_scales: Buffer = field(default_factory=lambda: scratch(_KEYS, "float32"))
     value_scales: Buffer = field(default_factory=lambda: scratch(_KEYS, "float32"))
 
@@ -233,13 +268,17 @@ class _Part:
             record.total.store(splat(0.0, lanes), 0)
             for at, width, _ in pieces(self.whole.head_size, lanes):
                 record.result.store(splat(0.0, width), at)
+        asking = None
+        if self.whole.ahead is not None:
+            tasks, turns = self.whole.kv_heads * self.parts, (stop - start) // lanes
+            asking = self.whole.ahead.share(self.task, tasks, turns)
         with serial((stop - start + (_KEYS - 1)) // _KEYS) as i:
             first = settle(start + i * _KEYS)
             count = settle(tirx.Min(constant(_KEYS, "int64"), stop - first))
             vectors = settle((count + (lanes - 1)) // lanes)
             self._read_scales(first, count)
             with serial(self.whole.group // self.whole.team) as team:
-                self._score(team, first, stop, vectors)
+                self._score(team, first, stop, vectors, asking, i * (_KEYS // lanes))
                 self._accumulate(team, first, count)
         with serial(self.whole.group) as j:
             record = self._record(j)
@@ -265,10 +304,22 @@ class _Part:
         """The record of a query head of the group."""
         return _Record(self.whole, self.records, self.task * self.whole.group + member)
 
+    def _scores(self, j: int) -> Row:
+        """The scores of number j of a team."""
+        return Row(self.scores, (j * _KEYS,))
+
     def _team(self, team: Expr) -> list[_Record]:
         return [self._record(team * self.whole.team + j) for j in range(self.whole.team)]
 
-    def _score(self, team: Expr, first: Expr, stop: Expr, vectors: Expr) -> None:
+    def _score(
+        self,
+        team: Expr,
+        first: Expr,
+        stop: Expr,
+        vectors: Expr,
+        asking: _Share | None,
+        turn: Expr,
+    ) -> None:
         """Turn the keys at hand into weights, and correct what came before."""
         whole, lanes = self.whole, self.whole.lanes
         members = self._team(team)
@@ -277,13 +328,15 @@ class _Part:
             seen[j] = splat(HIDDEN, lanes)
         with serial(vectors) as n:
             place = bind(first + n * lanes)
+            if asking is not None:
+                asking.ask(turn + n)
             index = bind(consecutive(cast(place, "int32"), lanes))
             inside = index < bind(broadcast(cast(stop, "int32"), lanes))
             for j, score in enumerate(self._products(team, n, place, stop)):
                 if whole.softcap:
                     score = tanh(score, lanes) * splat(whole.softcap * LOG2E, lanes)
                 score = bind(select(inside, bind(score), splat(HIDDEN, lanes)))
-                members[j].scores.store(score, n * lanes)
+                self._scores(j).store(score, n * lanes)
                 seen[j] = maximum(bind(seen[j]), score)
         tops = []
         for j, record in enumerate(members):
@@ -296,12 +349,13 @@ class _Part:
             total[j] = record.total.load(0, lanes) * correction
             tops.append(top)
         with serial(vectors) as n:
-            for j, record in enumerate(members):
-                weight = exp2_nonpositive(record.scores.load(n * lanes, lanes) - tops[j], lanes)
+            for j in range(whole.team):
+                score = self._scores(j).load(n * lanes, lanes)
+                weight = exp2_nonpositive(score - tops[j], lanes)
                 total[j] = total[j] + weight
                 if whole.byte_values:
                     weight = bind(weight * load(self.value_scales, n * lanes, lanes=lanes))
-                record.scores.store(weight, n * lanes)
+                self._scores(j).store(weight, n * lanes)
         for j, record in enumerate(members):
             record.total.store(total[j], 0)
 
@@ -383,8 +437,8 @@ class _Part:
                     value = {at: row.codes(at, width) for at, width, _ in columns}
                 else:
                     value = {at: row.load(at, width) for at, width, _ in columns}
-                for record, mine in zip(members, sums, strict=True):
-                    weight = record.scores.load(n)
+                for j, mine in enumerate(sums):
+                    weight = self._scores(j).load(n)
                     for at, width, _ in columns:
                         mine[at][0] = fma(value[at], broadcast(weight, width), mine[at][0])
             for record, mine in zip(members, sums, strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torch import fx
+from tvm import relax
 
 from codegen.function_lowering import FunctionLowering, Value
 from codegen.kernels import attention as cached
@@ -11,6 +12,7 @@ from codegen.kernels import rope_attention as fused
 from codegen.kernels import rotary as turns
 from codegen.lowerings.arguments import is_one, options, rows_of
 from codegen.lowerings.views import broadcast
+from qcompiler.core import ops
 from qcompiler.core.errors import UnsupportedError
 from qcompiler.core.kv_format import KvFormat, pair
 
@@ -19,21 +21,35 @@ def attention(f: FunctionLowering, node: fx.Node) -> Value:
     """Lower attention over a cache."""
     q, k, v, *caches = (f.argument(a) for a in node.args[:6])
     heads, head_size = int(q.shape[2]), int(q.shape[3])
-    spec = _attention_spec(node, heads, head_size, caches)
     rows = rows_of(q.shape[1])
+    ahead = _read_next(f, node) if rows == "one" else []
+    spec = _attention_spec(node, heads, head_size, caches, ahead)
     (out,) = f.kernel(
         ("attention", spec, rows),
         lambda: cached.attention(spec, f.target, rows),
         f"attention_{rows}",
-        [f.shaped(t) for t in (q, k, v, *caches)],
+        [*(f.shaped(t) for t in (q, k, v, *caches)), *ahead],
         [(q.shape, "float32")],
     )
     f.kernels[node.name] = (f"attention_{rows}", _reason(spec))
     return Value(out, q.shape)
 
 
+def _read_next(f: FunctionLowering, node: fx.Node) -> list[relax.Var]:
+    """Return the codes of the next product, or nothing.
+
+    Attention of one token computes for longer than it reads, and can ask for them meanwhile.
+    """
+    following = node.next
+    while following.op != "output":
+        if following.target is ops.quantized_matmul:
+            return f.packed_weight(str(following.args[2].target))[:1]  # type: ignore[union-attr]
+        following = following.next
+    return []
+
+
 def _attention_spec(
-    node: fx.Node, heads: int, head_size: int, caches: list[Value]
+    node: fx.Node, heads: int, head_size: int, caches: list[Value], ahead: list[relax.Var]
 ) -> cached.AttentionSpec:
     given = options(node)
     keys, values = (
@@ -48,6 +64,7 @@ def _attention_spec(
         softcap=float(given.get("softcap", 0.0)),
         keys=keys,
         values=values,
+        ahead=sum(int(var.ty.shape[0]) for var in ahead),
     )
 
 
@@ -62,18 +79,19 @@ def rope_attention(f: FunctionLowering, node: fx.Node) -> Value:
     qkv, cos, sin, *caches = (f.argument(a) for a in node.args[:6])
     heads = int(options(node)["heads"])
     head_size = int(qkv.shape[2]) // (heads + 2 * int(caches[0].shape[1]))
+    rows = rows_of(qkv.shape[1])
+    ahead = _read_next(f, node) if rows == "one" else []
     spec = fused.RopeAttentionSpec(
-        attention=_attention_spec(node, heads, head_size, caches),
+        attention=_attention_spec(node, heads, head_size, caches, ahead),
         rotated=2 * int(cos.shape[-1]),
         interleaved=bool(node.kwargs.get("interleaved", False)),
     )
-    rows = rows_of(qkv.shape[1])
     shape = (*qkv.shape[:2], heads * spec.attention.head_size)
     (out,) = f.kernel(
         ("rope_attention", spec, rows),
         lambda: fused.rope_attention(spec, f.target, rows),
         f"rope_attention_{rows}",
-        [f.shaped(t) for t in (qkv, cos, sin, *caches)],
+        [*(f.shaped(t) for t in (qkv, cos, sin, *caches)), *ahead],
         [(shape, "float32")],
     )
     f.kernels[node.name] = (
