@@ -58,7 +58,9 @@ class QueryCodes:
     def quantize(self, numbers: Row, index: Expr) -> None:
         """Quantise a row of float32 numbers."""
         spec = QuantizeSpec(k=self.d, form=QUERY, weight_group=self.d)
-        quantize_row(lambda at, width, _: numbers.load(at, width), spec, self.rows, index, self.lanes)
+        quantize_row(
+            lambda at, width, _: numbers.load(at, width), spec, self.rows, index, self.lanes
+        )
 
     def fours(self, index: Expr, at: Expr, lanes: int) -> Expr:
         """Read 4 · `lanes` codes of a row, from 4 · `at` on, as int32 of four bytes each."""

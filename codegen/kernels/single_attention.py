@@ -9,7 +9,7 @@ the parts are merged at the end (flash decoding).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
@@ -110,7 +110,7 @@ class SingleAttention:
     output: Callable[[Expr], Row]
     byte_keys: bool = False
     byte_values: bool = False
-    ahead: Ahead | None = None
+    ahead: Sequence[Ahead] = ()
 
     @property
     def group(self) -> int:
@@ -268,10 +268,8 @@ class _Part:
             record.total.store(splat(0.0, lanes), 0)
             for at, width, _ in pieces(self.whole.head_size, lanes):
                 record.result.store(splat(0.0, width), at)
-        asking = None
-        if self.whole.ahead is not None:
-            tasks, turns = self.whole.kv_heads * self.parts, (stop - start) // lanes
-            asking = self.whole.ahead.share(self.task, tasks, turns)
+        tasks, turns = self.whole.kv_heads * self.parts, (stop - start) // lanes
+        asking = [ahead.share(self.task, tasks, turns) for ahead in self.whole.ahead]
         with serial((stop - start + (_KEYS - 1)) // _KEYS) as i:
             first = settle(start + i * _KEYS)
             count = settle(tirx.Min(constant(_KEYS, "int64"), stop - first))
@@ -317,7 +315,7 @@ class _Part:
         first: Expr,
         stop: Expr,
         vectors: Expr,
-        asking: _Share | None,
+        asking: list[_Share],
         turn: Expr,
     ) -> None:
         """Turn the keys at hand into weights, and correct what came before."""
@@ -328,8 +326,8 @@ class _Part:
             seen[j] = splat(HIDDEN, lanes)
         with serial(vectors) as n:
             place = bind(first + n * lanes)
-            if asking is not None:
-                asking.ask(turn + n)
+            for share in asking:
+                share.ask(turn + n)
             index = bind(consecutive(cast(place, "int32"), lanes))
             inside = index < bind(broadcast(cast(stop, "int32"), lanes))
             for j, score in enumerate(self._products(team, n, place, stop)):

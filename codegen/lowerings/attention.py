@@ -36,16 +36,17 @@ def attention(f: FunctionLowering, node: fx.Node) -> Value:
 
 
 def _read_next(f: FunctionLowering, node: fx.Node) -> list[relax.Var]:
-    """Return the codes of the next product, or nothing.
+    """Return the codes of the next two products, or of fewer.
 
     Attention of one token computes for longer than it reads, and can ask for them meanwhile.
     """
+    found: list[relax.Var] = []
     following = node.next
-    while following.op != "output":
+    while following.op != "output" and len(found) < 2:
         if following.target is ops.quantized_matmul:
-            return f.packed_weight(str(following.args[2].target))[:1]  # type: ignore[union-attr]
+            found += f.packed_weight(str(following.args[2].target))[:1]  # type: ignore[union-attr]
         following = following.next
-    return []
+    return found
 
 
 def _attention_spec(
@@ -64,7 +65,7 @@ def _attention_spec(
         softcap=float(given.get("softcap", 0.0)),
         keys=keys,
         values=values,
-        ahead=sum(int(var.ty.shape[0]) for var in ahead),
+        ahead=tuple(int(var.ty.shape[0]) for var in ahead),
     )
 
 

@@ -1,5 +1,7 @@
 """Attention with a cache against the operator."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import tvm
@@ -19,6 +21,7 @@ SPECS = {
     "softcap": AttentionSpec(heads=4, kv_heads=2, head_size=96, scale=0.2, softcap=50.0),
     "all": AttentionSpec(heads=5, kv_heads=1, head_size=72, scale=0.1, window=3, softcap=5.0),
     "wide": AttentionSpec(heads=2, kv_heads=2, head_size=256, scale=0.06),
+    "ahead": AttentionSpec(heads=6, kv_heads=2, head_size=64, scale=0.1, ahead=(6400, 640)),
     "narrow": AttentionSpec(heads=12, kv_heads=12, head_size=8, scale=0.3),
 }
 
@@ -36,8 +39,9 @@ def _check(function, spec, s, position, context):
     k_cache[:, :, position + s :] = v_cache[:, :, position + s :] = float("nan")
     place = torch.tensor([position])
     given = [_tensor(t) for t in (q, k, v, k_cache, v_cache, place)]
+    ahead = [_tensor(torch.zeros(size, dtype=torch.uint8)) for size in spec.ahead]
     out = _tensor(torch.full_like(q, 99.0))
-    function(*given, out)
+    function(*given, *ahead, out)
     double = (t.double() for t in (q, k, v, k_cache, v_cache))
     options = {"scale": spec.scale, "window": spec.window, "softcap": spec.softcap}
     expected = ops.attention(*double, place, **options)
@@ -58,6 +62,7 @@ def test_one_token(spec, target, compile_kernel):
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 def test_many_tokens(spec, target, compile_kernel):
+    spec = replace(spec, ahead=())
     function = compile_kernel(attention(spec, target, "many"), target)
     for s, position, context in (
         (1, 0, 1),
