@@ -36,7 +36,7 @@ class RopeAttentionSpec:
 
 
 def rope_attention(spec: RopeAttentionSpec, target: Target, rows: Rows) -> PrimFunc:
-    """qkv [1, s, (h + 2·hk)·d], cos and sin [1, s, r/2], k_cache, v_cache, position, ahead → [1, s, h·d].
+    """qkv [1, s, (h + 2·hk)·d], cos, sin [1, s, r/2], both caches, position, ahead → [1, s, h·d].
 
     The caches [1, hk, c, d] change in place. One row is the schedule for a single new token, many
     for a prompt.

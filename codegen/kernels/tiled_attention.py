@@ -200,7 +200,8 @@ class TiledAttention:
     def _multiply_bytes(self, start: Expr, count: Expr, queries: _Queries) -> Products:
         tile = self.tile
         assert self.byte_keys is not None
-        assert queries.too_much is not None and queries.factors is not None
+        assert queries.too_much is not None
+        assert queries.factors is not None
         keys, factors, too_much = self.byte_keys(start, count), queries.factors, queries.too_much
         zero = constant(0, "int64")
 
@@ -352,7 +353,8 @@ class _Queries:
     def take_codes(self, codes: QueryCodes, v: Expr, factor: float) -> None:
         """Take a vector of rows."""
         tile, lanes = self.tile, self.tile.lanes
-        assert self.factors is not None and self.too_much is not None
+        assert self.factors is not None
+        assert self.too_much is not None
 
         def turn(at: Expr, width: int) -> None:
             for top in range(0, lanes, width):
