@@ -82,8 +82,7 @@ def bench(
     found = json.loads(done.stdout)
     weight_bytes = manifest.sizes["weight_bytes"]
     # On average a step reads the caches of the prompt and of half the generated tokens.
-    per_token = sum(cache.token_bytes for cache in manifest.model.kv)
-    cached = (prompt_tokens + generate_tokens / 2) * per_token
+    step_bytes = _step_bytes(manifest, prompt_tokens + generate_tokens // 2)
     measured, times = found.pop("limits"), found.pop("functions")
     limits = None if measured is None else Limits(**measured)
     return BenchResult(
@@ -91,8 +90,18 @@ def bench(
         limits=limits,
         functions=() if limits is None else tuple(_compared(manifest, limits, **t) for t in times),
         weight_bytes=weight_bytes,
-        stream_bytes_per_s=(weight_bytes + cached) * found["decode_tokens_per_s"],
+        stream_bytes_per_s=step_bytes * found["decode_tokens_per_s"],
     )
+
+
+def _step_bytes(manifest: Manifest, context: int) -> float:
+    """Return the bytes of weights and caches that a token reads."""
+    costs = manifest.functions["decode"].costs
+    if costs is not None:
+        return sum(costs.kernels[place].evaluate(1, context)[0] for place in costs.calls)
+    # An embedding that is no head too is counted, though but a row of it is read.
+    cached = context * sum(cache.token_bytes for cache in manifest.model.kv)
+    return manifest.sizes["weight_bytes"] + cached
 
 
 def _compared(manifest: Manifest, limits: Limits, name: str, **times: Any) -> FunctionTime:

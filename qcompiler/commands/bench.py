@@ -55,7 +55,7 @@ def bench(
         ("time to the first token", f"{found.time_to_first_token_s * 1000:.0f} ms"),
         ("peak memory", human_bytes(found.peak_memory_bytes)),
         ("weights", human_bytes(found.weight_bytes)),
-        ("weights read while decoding", f"{human_bytes(found.stream_bytes_per_s)}/s"),
+        ("read while decoding", f"{human_bytes(found.stream_bytes_per_s)}/s"),
     ]
     if found.limits is not None:
         rows += [
