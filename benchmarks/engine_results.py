@@ -5,15 +5,12 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
-from xml.etree import ElementTree
 
 from rich.table import Table
 
-from qcompiler.pictures import Bar, bars_svg
+from qcompiler.pictures import Bar, bars_svg, stacked
 
 RATES = ("prefill_tokens_per_s", "decode_tokens_per_s")
-
-SVG = "http://www.w3.org/2000/svg"
 
 Summaries = Mapping[str, Mapping[str, Any]]
 """For each engine, by name, what `summarise` returns."""
@@ -79,21 +76,3 @@ def picture(by_title: Mapping[str, Summaries]) -> str:
                 said = f"{title}: {what} {length} tokens, tokens/s"
                 charts.append(bars_svg(bars, title=said))
     return stacked(charts)
-
-
-def stacked(charts: Sequence[str]) -> str:
-    """Put SVG pictures one under the other.
-
-    >>> stacked([bars_svg([], title="one"), bars_svg([], title="two")]).count("<svg")
-    3
-    """
-    ElementTree.register_namespace("", SVG)
-    whole = ElementTree.Element(f"{{{SVG}}}svg")
-    width = height = 0
-    for chart in charts:
-        part = ElementTree.fromstring(chart)
-        part.set("y", str(height))
-        width, height = max(width, int(part.attrib["width"])), height + int(part.attrib["height"])
-        whole.append(part)
-    whole.attrib.update(width=str(width), height=str(height), viewBox=f"0 0 {width} {height}")
-    return ElementTree.tostring(whole, encoding="unicode")

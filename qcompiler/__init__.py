@@ -15,6 +15,7 @@ TYPE_CHECKING = False  # as in typing, whose import takes as long as all the res
 if TYPE_CHECKING:
     from qcompiler.api import compile, evaluate, plan
     from qcompiler.benchmark import bench
+    from qcompiler.comparison import compare
     from qcompiler.core.errors import (
         ArtifactError,
         CaptureError,
@@ -30,6 +31,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "bench": "qcompiler.benchmark",
+    "compare": "qcompiler.comparison",
     "compile": "qcompiler.api",
     "evaluate": "qcompiler.api",
     "load": "qcompiler.runtime",
@@ -53,6 +55,7 @@ __all__ = [
     "VerifyError",
     "__version__",
     "bench",
+    "compare",
     "compile",
     "evaluate",
     "load",

@@ -305,6 +305,60 @@ def _evaluate(
     )
 
 
+@app.command("compare")
+def _compare(
+    model: Model,
+    more: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME|FILE.toml]...", help="The pipelines.")
+    ] = None,
+    *,
+    text: Annotated[Path, typer.Option(metavar="FILE", help="What quality is measured on.")],
+    pipelines: Annotated[
+        list[str] | None, typer.Option(metavar="NAME|FILE.toml", help="The same, as an option.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="DIR", help="Keep the artifacts in this folder."),
+    ] = None,
+    tokens: Annotated[
+        int | None, typer.Option(min=2, help="Use so many tokens of the text; all if not given.")
+    ] = None,
+    temperatures: Annotated[
+        bool, typer.Option(help="Compare at several temperatures, and the texts drawn there.")
+    ] = True,
+    calibration: CalibrationFiles = None,
+    samples: Samples = None,
+    sequence_length: SequenceLength = None,
+    seed: Seed = 0,
+    picture: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Draw what was found to this file, .svg or .png."),
+    ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Compile with several pipelines; show size, quality and speed side by side."""
+    from qcompiler.commands.compare import compare
+
+    compare(
+        model,
+        pipelines=(*(pipelines or ()), *(more or ())),
+        text=text,
+        output=output,
+        tokens=tokens,
+        temperatures=temperatures,
+        calibration=CalibrationOptions(
+            files=tuple(calibration or ()),
+            samples=samples,
+            sequence_length=sequence_length,
+            seed=seed,
+        ),
+        picture=picture,
+        as_json=as_json,
+        quiet=quiet,
+    )
+
+
 @app.command("bench")
 def _bench(
     artifact: Artifact,

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from xml.etree import ElementTree
 
 import svg
 
@@ -16,6 +17,7 @@ PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8
 """Colours that people with any colour vision can tell apart (Okabe and Ito, 2008)."""
 
 _FONT = "system-ui, 'DejaVu Sans', sans-serif"
+_NAMESPACE = "http://www.w3.org/2000/svg"
 _LETTER = 6.6  # width of a letter of 12 px, about
 
 
@@ -119,6 +121,24 @@ def bars_svg(
     return _document(elements, width, int(top + len(bars) * row + 8), title)
 
 
+def stacked(charts: Sequence[str]) -> str:
+    """Put SVG pictures one under the other.
+
+    >>> stacked([bars_svg([], title="one"), bars_svg([], title="two")]).count("<svg")
+    3
+    """
+    ElementTree.register_namespace("", _NAMESPACE)
+    whole = ElementTree.Element(f"{{{_NAMESPACE}}}svg")
+    width = height = 0
+    for chart in charts:
+        part = ElementTree.fromstring(chart)
+        part.set("y", str(height))
+        width, height = max(width, int(part.attrib["width"])), height + int(part.attrib["height"])
+        whole.append(part)
+    whole.attrib.update(width=str(width), height=str(height), viewBox=f"0 0 {width} {height}")
+    return ElementTree.tostring(whole, encoding="unicode")
+
+
 def lines_svg(
     series: Mapping[str, Sequence[Point]],
     *,
@@ -210,7 +230,7 @@ def _document(elements: list[svg.Element], width: int, height: int, title: str) 
         viewBox=svg.ViewBoxSpec(0, 0, width, height),
         width=width,
         height=height,
-        xmlns="http://www.w3.org/2000/svg",
+        xmlns=_NAMESPACE,
         extra={"role": "img"},
         elements=[svg.Title(text=escape(title)), *elements],
     )

@@ -6,6 +6,7 @@ import copy
 
 import torch
 import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PretrainedConfig, PreTrainedModel
 
 BASE = {
@@ -134,3 +135,12 @@ def random_weights(model: PreTrainedModel) -> PreTrainedModel:
             else:
                 parameter.add_(0.1 * noise)
     return model.eval()
+
+
+def byte_tokenizer() -> Tokenizer:
+    """Return a tokenizer whose tokens are the 256 bytes."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    made = Tokenizer(models.BPE(vocab={text: i for i, text in enumerate(alphabet)}, merges=[]))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    return made

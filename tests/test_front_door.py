@@ -19,10 +19,9 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from qcompiler import cli
-from tests.families import tiny_model
+from tests.families import byte_tokenizer, tiny_model
 
 pytestmark = pytest.mark.tvm
 
@@ -65,15 +64,6 @@ def contents(folder: Path) -> dict[str, str]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
-
-
-def byte_tokenizer() -> Tokenizer:
-    """Return a tokenizer whose tokens are the 256 bytes."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    made = Tokenizer(models.BPE(vocab={text: i for i, text in enumerate(alphabet)}, merges=[]))
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = decoders.ByteLevel()
-    return made
 
 
 @pytest.fixture(scope="module")

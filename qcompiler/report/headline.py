@@ -21,6 +21,13 @@ def bits_per_weight(report: Report) -> list[tuple[str, str]]:
     return found
 
 
+def layer_bits(report: Report) -> float:
+    """Return the mean bits of a weight of the layers, or of all where there are no layers."""
+    every = report.operators
+    layers = [one for name, one in every.items() if place(name)[0] is not None]
+    return _mean_bits(layers or every.values())
+
+
 def total_time(report: Report) -> list[tuple[str, str]]:
     """Return how long all steps took together, where that is known."""
     if not report.steps:
