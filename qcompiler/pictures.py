@@ -94,7 +94,7 @@ def bars_svg(
     True
     """
     kinds = list(dict.fromkeys(bar.kind for bar in bars if bar.kind))
-    left = 12 + _LETTER * max((len(bar.label) for bar in bars), default=0)
+    left = 18 + _LETTER * max((len(bar.label) for bar in bars), default=0)
     # Numbers stand behind the longest bar.
     right, top = 76.0, 40.0 + (20 if kinds else 0)
     scale = _bar_scale([bar.value for bar in bars], logarithmic=logarithmic)
