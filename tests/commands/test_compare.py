@@ -91,7 +91,7 @@ def test_tables(asked: dict[str, Any], text: Path, capsys: pytest.CaptureFixture
     assert asked["pipelines"] == ("w4a8", "w8a8")
     assert asked["text"] == "some text"
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
-    row = "w4a8 90.0 MB 4.50 20.086 16.44 … 24.53 0.28000 75.0% +0.1000 more than noise 2000 300"
+    row = "w4a8 90.0 MB 4.50 20.085 16.44 … 24.53 0.28000 75.0% +0.1000 more than noise 2000 300"
     assert f"{row} 200.0 MB 1 min 5 s 1.2 GB" in lines
     assert "0.5 25.0% 87.5% 0.2800 25.0% 87.5%" in lines
 
