@@ -98,7 +98,7 @@ def _step_bytes(manifest: Manifest, context: int) -> float:
     """Return the bytes of weights and caches that a token reads."""
     costs = manifest.functions["decode"].costs
     if costs is not None:
-        return sum(costs.kernels[place].evaluate(1, context)[0] for place in costs.calls)
+        return costs.bytes(1, context)
     # An embedding that is no head too is counted, though but a row of it is read.
     cached = context * sum(cache.token_bytes for cache in manifest.model.kv)
     return manifest.sizes["weight_bytes"] + cached

@@ -95,10 +95,7 @@ def _kernels(
         return {"limits": None, "functions": []}
     # After the prompt, and as far into what follows as half of what was generated.
     context = prompt.size + (generate_tokens + 1) // 2
-    read = max(
-        sum(found.kernels[place].evaluate(1, context)[0] for place in found.calls)
-        for found in costs.values()
-    )
+    read = max(found.bytes(1, context) for found in costs.values())
     # What else the machine does may slow it down for a while: before and after.
     limits = measure_limits(model.executable, model.manifest.limits, round(read))
     functions = []

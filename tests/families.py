@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import torch
 import transformers
@@ -135,6 +136,13 @@ def random_weights(model: PreTrainedModel) -> PreTrainedModel:
             else:
                 parameter.add_(0.1 * noise)
     return model.eval()
+
+
+def save_tiny_llama(folder: Path) -> Path:
+    """Write a Hugging Face folder of a tiny Llama that reads bytes; return it."""
+    tiny_model("llama").save_pretrained(folder)
+    byte_tokenizer().save(str(folder / "tokenizer.json"))
+    return folder
 
 
 def byte_tokenizer() -> Tokenizer:

@@ -9,7 +9,7 @@ import pytest
 import qcompiler
 from qcompiler import comparison
 from qcompiler.core.errors import ArtifactError, ConfigError, QCompilerError, UsageError
-from tests.families import byte_tokenizer, tiny_model
+from tests.families import save_tiny_llama
 
 pytestmark = pytest.mark.tvm
 
@@ -18,10 +18,7 @@ TEXT = "It was the best of times, it was the worst of times. " * 12
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model") / "tiny-llama"
-    tiny_model("llama").save_pretrained(folder)
-    byte_tokenizer().save(str(folder / "tokenizer.json"))
-    return folder
+    return save_tiny_llama(tmp_path_factory.mktemp("model") / "tiny-llama")
 
 
 def test_pipelines_are_compared_with_float(model: Path, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from qcompiler import cli
-from tests.families import byte_tokenizer, tiny_model
+from tests.families import save_tiny_llama
 
 pytestmark = pytest.mark.tvm
 
@@ -69,10 +69,7 @@ def contents(folder: Path) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Hugging Face folder of a tiny Llama that reads bytes."""
-    folder = tmp_path_factory.mktemp("saved") / "tiny-llama"
-    tiny_model("llama").save_pretrained(folder)
-    byte_tokenizer().save(str(folder / "tokenizer.json"))
-    return folder
+    return save_tiny_llama(tmp_path_factory.mktemp("saved") / "tiny-llama")
 
 
 @pytest.fixture

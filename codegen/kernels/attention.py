@@ -9,6 +9,7 @@ from functools import partial
 from tvm import tirx
 from tvm.tirx import PrimFunc
 
+from codegen.kernels.ahead import Ahead
 from codegen.kernels.builder import (
     Buffer,
     Expr,
@@ -32,7 +33,7 @@ from codegen.kernels.kv_rows import StoredRow, rotate_heads, write_row
 from codegen.kernels.query_codes import QueryCodes, RaisedKeys, multiplies_bytes
 from codegen.kernels.rotary import Row, copy_row
 from codegen.kernels.row import Rows, over_rows, pieces
-from codegen.kernels.single_attention import Ahead, SingleAttention
+from codegen.kernels.single_attention import SingleAttention
 from codegen.kernels.tiled_attention import HIDDEN, Tile, TiledAttention
 from qcompiler.core.errors import UnsupportedError
 from qcompiler.core.kv_format import KvFormat, row_of
@@ -156,6 +157,7 @@ def attention(spec: AttentionSpec, target: Target, rows: Rows) -> PrimFunc:
 def attend(spec: AttentionSpec, target: Target, rows: Rows, new: NewTokens, cache: Cache) -> None:
     """Append the new tokens to the cache, then let them attend."""
     position = settle(load(cache.position, 0))
+    byte_keys = multiplies_bytes(spec.keys, spec.head_size, target)
 
     def append(token: Expr) -> None:
         d, lanes = spec.head_size, target.lanes
@@ -183,18 +185,22 @@ def attend(spec: AttentionSpec, target: Target, rows: Rows, new: NewTokens, cach
             codes.quantize(to, 0)
             codes.restore(0, to)
 
-    byte_keys = multiplies_bytes(spec.keys, spec.head_size, target)
     plain, new = new, replace(new, write_query=write_query)
 
     over_rows(new.tokens, 2 * spec.kv_heads * spec.head_size, append)
     if rows == "one":
-        _attend_one(spec, target, new, cache, position)
+        _attend_one(spec, target, new, cache, position, byte_keys)
     else:
-        _attend_many(spec, target, new, cache, position)
+        _attend_many(spec, target, new, cache, position, byte_keys)
 
 
 def _attend_one(
-    spec: AttentionSpec, target: Target, new: NewTokens, cache: Cache, position: Expr
+    spec: AttentionSpec,
+    target: Target,
+    new: NewTokens,
+    cache: Cache,
+    position: Expr,
+    byte_keys: bool,
 ) -> None:
     zero = constant(0, "int64")
     first = tirx.Max(zero, position - (spec.window - 1)) if spec.window else zero
@@ -210,7 +216,7 @@ def _attend_one(
         key=lambda head, key: _row(spec, spec.keys, cache.keys, head, key),
         value=lambda head, key: _row(spec, spec.values, cache.values, head, key),
         output=lambda head: new.output(zero, head),
-        byte_keys=multiplies_bytes(spec.keys, spec.head_size, target),
+        byte_keys=byte_keys,
         byte_values=spec.values is not None and spec.values.meets_codes,
         ahead=_ahead(spec, target, cache),
     ).emit(settle(first), settle(position + 1))
@@ -226,7 +232,12 @@ def _ahead(spec: AttentionSpec, target: Target, cache: Cache) -> list[Ahead]:
 
 
 def _attend_many(
-    spec: AttentionSpec, target: Target, new: NewTokens, cache: Cache, position: Expr
+    spec: AttentionSpec,
+    target: Target,
+    new: NewTokens,
+    cache: Cache,
+    position: Expr,
+    byte_keys: bool,
 ) -> None:
     """Cut the rows (token, head of the group) of each key head, which share keys, into tiles."""
     tile = Tile.choose(target)
@@ -242,7 +253,6 @@ def _attend_many(
         floats = (
             scratch(tile.keys * spec.head_size, "float32") if spec.keys or spec.values else None
         )
-        byte_keys = multiplies_bytes(spec.keys, spec.head_size, target)
         raised = RaisedKeys.make(tile.keys, spec.head_size, target.lanes) if byte_keys else None
         places = scratch(tile.queries, "int32")
         with serial(tile.queries) as i:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 from tvm import tirx
 
+from codegen.kernels.ahead import Ahead, Share
 from codegen.kernels.builder import (
     Buffer,
     Expr,
@@ -30,7 +31,6 @@ from codegen.kernels.builder import (
     load,
     maximum,
     parallel,
-    prefetch,
     reinterpret,
     scratch,
     select,
@@ -46,48 +46,13 @@ from codegen.kernels.kv_rows import StoredRow
 from codegen.kernels.query_codes import QueryCodes
 from codegen.kernels.rotary import Row
 from codegen.kernels.row import pieces
-from codegen.kernels.tiled_attention import HIDDEN, LOG2E
+from codegen.kernels.tiled_attention import HIDDEN, LOG2E, score_factor
 from codegen.kernels.vector_math import exp2_nonpositive, horizontal_max, horizontal_sum, tanh
-from qcompiler.core.artifact import LINE_BYTES
 
 _KEYS = 240
 """Keys whose scores are kept at a time. Their scales fit on the stack."""
-_LINES_AT_ONCE = 4
-"""Of the cache, asked for in a row: tokens take 1 to 5 % less than with a loop over single ones."""
 _SERIAL_BYTES = 1 << 17
 """Keys and values below this size are read by one thread before two have started."""
-
-
-@dataclass(frozen=True)
-class Ahead:
-    """A weight that is wanted next; `most`: as many of its bytes are asked for."""
-
-    buffer: Buffer
-    bytes: int
-    most: int
-
-    def share(self, task: Expr, tasks: int, turns: Expr) -> _Share:
-        """Divide it among tasks, and the part of `task` among its turns."""
-        lines = self.bytes // (tasks * LINE_BYTES)
-        wanted = min(self.bytes, self.most) // (tasks * LINE_BYTES)
-        turns = tirx.Max(turns, constant(1, "int64")) * _LINES_AT_ONCE
-        return _Share(self.buffer, bind(task * lines), settle((wanted + turns - 1) // turns))
-
-
-@dataclass(frozen=True)
-class _Share:
-    """Lines of a weight from `first` on, so many times `_LINES_AT_ONCE` in `each` turn."""
-
-    buffer: Buffer
-    first: Expr
-    each: Expr
-
-    def ask(self, turn: Expr) -> None:
-        """Ask for what has its turn."""
-        begin = bind(self.first + turn * self.each * _LINES_AT_ONCE)
-        with serial(self.each) as i:
-            for line in range(_LINES_AT_ONCE):
-                prefetch(self.buffer, (begin + i * _LINES_AT_ONCE + line) * LINE_BYTES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,20 +122,16 @@ class SingleAttention:
         few = last - first < _SERIAL_BYTES // (self.kv_heads * d * 8)
         when(few, lambda: run(1, serial), lambda: run(self.parts, parallel))
 
-    @property
-    def _factor(self) -> float:
-        """What products are multiplied by to be scores, or what `tanh` takes."""
-        return self.scale / self.softcap if self.softcap else self.scale * LOG2E
-
     def _floats(self) -> Buffer:
         """Write the queries, with the factor of the scores in them."""
         d = self.head_size
         queries = scratch(self.heads * d, "float32")
+        factor = score_factor(self.scale, self.softcap)
         with serial(self.heads) as head:
             row = Row(queries, (head * d,))
             self.write_query(head, row)
             for at, width, _ in pieces(d, self.lanes):
-                row.store(row.load(at, width) * splat(self._factor, width), at)
+                row.store(row.load(at, width) * splat(factor, width), at)
         return queries
 
     def _codes(self) -> QueryCodes:
@@ -271,15 +232,17 @@ class _Part:
             record.total.store(splat(0.0, lanes), 0)
             for at, width, _ in pieces(self.whole.head_size, lanes):
                 record.result.store(splat(0.0, width), at)
-        tasks, turns = self.whole.kv_heads * self.parts, (stop - start) // lanes
+        tasks, teams = self.whole.kv_heads * self.parts, self.whole.group // self.whole.team
+        turns = (stop - start) // lanes * teams
         asking = [ahead.share(self.task, tasks, turns) for ahead in self.whole.ahead]
         with serial((stop - start + (_KEYS - 1)) // _KEYS) as i:
             first = settle(start + i * _KEYS)
             count = settle(tirx.Min(constant(_KEYS, "int64"), stop - first))
             vectors = settle((count + (lanes - 1)) // lanes)
             self._read_scales(first, count)
-            with serial(self.whole.group // self.whole.team) as team:
-                self._score(team, first, stop, vectors, asking, i * (_KEYS // lanes))
+            with serial(teams) as team:
+                turn = bind(i * (_KEYS // lanes * teams) + team * vectors)
+                self._score(team, first, stop, vectors, asking, turn)
                 self._accumulate(team, first, count)
         with serial(self.whole.group) as j:
             record = self._record(j)
@@ -318,7 +281,7 @@ class _Part:
         first: Expr,
         stop: Expr,
         vectors: Expr,
-        asking: list[_Share],
+        asking: list[Share],
         turn: Expr,
     ) -> None:
         """Turn the keys at hand into weights, and correct what came before."""
@@ -366,12 +329,13 @@ class _Part:
         if not isinstance(self.queries, QueryCodes):
             return dots
         key_scales = bind(load(self.key_scales, n * lanes, lanes=lanes))
+        factor = score_factor(self.whole.scale, self.whole.softcap)
         scores = []
         for j, dot in enumerate(dots):
             query = self._query(team, j)
             exact = bind(dot - broadcast(self.queries.too_much(query), lanes))
-            factor = self.queries.scale(query) * constant(self.whole._factor, "float32")
-            number = bind(bind(cast(exact, "float32")) * broadcast(bind(factor), lanes))
+            scale = self.queries.scale(query) * constant(factor, "float32")
+            number = bind(bind(cast(exact, "float32")) * broadcast(bind(scale), lanes))
             scores.append(bind(number * key_scales))
         return scores
 

@@ -47,6 +47,11 @@ HIDDEN = -1e30
 """The score of a key that is not seen; finite, so that a difference of two is a number."""
 
 
+def score_factor(scale: float, softcap: float) -> float:
+    """Return what products are multiplied by to be scores in base 2, or what `tanh` takes."""
+    return scale / softcap if softcap else scale * LOG2E
+
+
 @dataclass(frozen=True)
 class Tile:
     """How a tile is cut: what is held in vector registers at once.
@@ -131,7 +136,7 @@ class TiledAttention:
         """Read the queries, transpose them, and fold the scale of the scores in."""
         tile, d = self.tile, self.head_size
         lanes = tile.lanes
-        scale = self.scale / self.softcap if self.softcap else self.scale * LOG2E
+        scale = score_factor(self.scale, self.softcap)
         rowwise = scratch(lanes * d, "float32")
         codes = QueryCodes.make(lanes, d, lanes) if queries.factors is not None else None
         with serial(tile.vectors) as v:

@@ -56,6 +56,10 @@ class FunctionCosts:
     kernels: tuple[KernelCost, ...]
     calls: tuple[int, ...]
 
+    def bytes(self, tokens: int, context: int) -> float:
+        """Return what a call of the function reads; see `KernelCost.evaluate`."""
+        return sum(self.kernels[place].evaluate(tokens, context)[0] for place in self.calls)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LimitFacts:
