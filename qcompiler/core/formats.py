@@ -87,6 +87,11 @@ class TensorFormat:
             return -(1 << (self.bits - 1)), (1 << (self.bits - 1)) - 1
         return 0, (1 << self.bits) - 1
 
+    @property
+    def is_static(self) -> bool:
+        """Whether one scale serves a whole activation, so that it can be known beforehand."""
+        return isinstance(self.granularity, PerTensor)
+
     def group_size(self, k: int) -> int:
         """Input features that share a scale, for a tensor with `k` of them."""
         return min(self.granularity.size, k) if isinstance(self.granularity, PerGroup) else k
@@ -105,20 +110,26 @@ class TensorFormat:
         return self.bits + extra * self.groups(k) / k
 
 
-_SCHEME = re.compile(r"w(?P<w>\d+)(?:a(?P<a>\d+))?(?:g(?P<g>\d+))?(?P<z>z)?(?P<t>t)?")
+_SCHEME = re.compile(r"w(?P<w>\d+)(?:a(?P<a>\d+))?(?:g(?P<g>\d+))?(?P<z>z)?(?P<scale>t|s|ts|st)?")
 
 
 @dataclass(frozen=True, slots=True)
 class QuantScheme:
     """Formats of one linear operator.
 
-    Written `w<bits>[a<bits>][g<size>][z][t]`: weight bits, activation bits (8: dynamic int8), group
-    size shared by weight and activation (per channel and per token without it), `z` for an integer
-    zero point of the weight, `t` for one activation scale per token in spite of grouped weights.
+    Written `w<bits>[a<bits>][g<size>][z][t|s]`: weight bits, activation bits (8: int8, scaled as it
+    arrives), group size shared by weight and activation (per channel and per token without it), `z`
+    for an integer zero point of the weight, `t` for one activation scale per token in spite of
+    grouped weights, `s` for a static one: of the whole tensor, and known before the model runs.
     """
 
     weight: TensorFormat
     activation: TensorFormat | None = None
+
+    @property
+    def is_static(self) -> bool:
+        """Whether the activation's scale is known before the model runs."""
+        return self.activation is not None and self.activation.is_static
 
     @classmethod
     def parse(cls, text: str) -> QuantScheme:
@@ -126,18 +137,28 @@ class QuantScheme:
 
         >>> str(QuantScheme.parse("w4a8g32"))
         'w4a8g32'
+        >>> str(QuantScheme.parse("w8a8s").activation)
+        'int8 per tensor'
         """
         match = _SCHEME.fullmatch(text)
         if match is None:
             raise ConfigError(
-                f"'{text}' is not a scheme; write w<bits>[a<bits>][g<group>][z][t], "
+                f"'{text}' is not a scheme; write w<bits>[a<bits>][g<group>][z][t|s], "
                 "for instance w4a8g32 or w8a8"
             )
         group = PerGroup(int(match["g"])) if match["g"] else None
-        if match["t"] and not (group and match["a"]):
+        scale = match["scale"] or ""
+        if len(scale) > 1:
+            raise ConfigError(
+                f"'{text}': 't' is one activation scale per token and 's' one for the whole "
+                "tensor; leave one of them out"
+            )
+        if scale == "t" and not (group and match["a"]):
             raise ConfigError(
                 f"'{text}': 't' needs both a group and activation bits, as in w4a8g64t"
             )
+        if scale == "s" and not match["a"]:
+            raise ConfigError(f"'{text}': 's' needs activation bits, as in w8a8s")
         weight = TensorFormat(
             bits=int(match["w"]), granularity=group or PerChannel(), symmetric=not match["z"]
         )
@@ -147,13 +168,10 @@ class QuantScheme:
             raise ConfigError(
                 f"'{text}': activations have 8 bits or stay float; write a8 or leave it out"
             )
-        per_token = group is None or bool(match["t"])
-        return cls(
-            weight,
-            TensorFormat(
-                bits=8, granularity=PerToken() if per_token else group or PerToken(), scale_bits=32
-            ),
-        )
+        shared: Granularity = PerToken() if scale == "t" or group is None else group
+        if scale == "s":
+            shared = PerTensor()
+        return cls(weight, TensorFormat(bits=8, granularity=shared, scale_bits=32))
 
     def __str__(self) -> str:
         text = f"w{self.weight.bits}"
@@ -165,4 +183,4 @@ class QuantScheme:
         grouped = isinstance(self.weight.granularity, PerGroup)
         if grouped and self.activation and isinstance(self.activation.granularity, PerToken):
             text += "t"
-        return text
+        return f"{text}s" if self.is_static else text

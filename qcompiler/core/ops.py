@@ -63,23 +63,33 @@ def quantized_linear(
     weight: QuantizedTensor,
     bias: torch.Tensor | None = None,
     residual: torch.Tensor | None = None,
+    input_scale: torch.Tensor | None = None,
     *,
     scheme: str,
     activation: str = "none",
     gated: bool = False,
 ) -> torch.Tensor:
-    """Product of activations, quantised on the way in, and a quantised weight, as `linear`."""
+    """Product of activations, quantised on the way in, and a quantised weight, as `linear`.
+
+    input_scale: [1] float32, of activations whose scale is static.
+    """
     form = QuantScheme.parse(scheme).activation
     if form is None:
         y = functional.linear(x, weight.dequantize())
     else:
-        y = reference.quantized_matmul(*reference.quantize_activation(x, form), weight)
+        codes, scales = reference.quantize_activation(x, form, input_scale)
+        y = reference.quantized_matmul(codes, scales, weight)
     return _finish(y, bias, residual, activation, gated)
 
 
-def quantize(x: torch.Tensor, *, form: TensorFormat) -> tuple[torch.Tensor, torch.Tensor]:
-    """Quantise activations: x [..., k] → codes [..., k] int8, scales [..., g] float32."""
-    return reference.quantize_activation(x, form)
+def quantize(
+    x: torch.Tensor, scale: torch.Tensor | None = None, *, form: TensorFormat
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Quantise activations: x [..., k] → codes [..., k] int8, scales [..., g] float32.
+
+    scale: [1] float32, where the format is static.
+    """
+    return reference.quantize_activation(x, form, scale)
 
 
 def quantized_matmul(

@@ -11,19 +11,31 @@ from qcompiler.core.formats import TensorFormat
 from qcompiler.core.qtensor import QuantizedTensor
 
 
-def quantize_activation(x: torch.Tensor, form: TensorFormat) -> tuple[torch.Tensor, torch.Tensor]:
-    """Quantise activations as they arrive: symmetric, scale = max|x| / 127 per token or group.
+def quantize_activation(
+    x: torch.Tensor, form: TensorFormat, scale: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Quantise activations [..., k] float32 to codes [..., k] int8 and scales [..., g] float32.
 
-    x: [..., k] float32. Returns codes [..., k] int8 and scales [..., g] float32. Rounding is to
-    nearest, ties to even; a group of zeros has scale 0.
+    Symmetric. Per token or group the scale is max|x| / 127, found as they arrive, and 0 for a group
+    of zeros. Per tensor it is given: `scale` [1] float32, positive and finite, comes back once for
+    each token, and what it does not reach is clipped to ±127. Rounding is to nearest, ties to even.
+
+    Raises:
+        ValueError: `scale` is missing where the format is static, or given where it is not.
     """
+    if form.is_static != (scale is not None):
+        raise ValueError(f"a scale is {'needed' if form.is_static else 'of no use'} for {form}")
+    x = x.to(torch.float32)
+    top = float((1 << (form.bits - 1)) - 1)
+    if scale is not None:
+        # The reciprocal is multiplied, as the kernels do.
+        codes = (x * (1.0 / scale)).round().clamp(-top, top).to(torch.int8)
+        return codes, scale.expand(*x.shape[:-1], 1).contiguous()
     k = x.shape[-1]
     size = form.group_size(k)
     groups = form.groups(k)
-    x = x.to(torch.float32)
     padded = torch.nn.functional.pad(x, (0, groups * size - k))
     padded = padded.reshape(*x.shape[:-1], groups, size)
-    top = float((1 << (form.bits - 1)) - 1)
     largest = padded.abs().amax(-1)
     # The reciprocal is taken once per group and multiplied, as the kernels do.
     inverse = torch.where(largest > 0, top / largest, torch.zeros_like(largest))

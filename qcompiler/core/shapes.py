@@ -69,6 +69,7 @@ def _product(
     weight: Tensor,
     bias: Tensor | None = None,
     residual: Tensor | None = None,
+    input_scale: Tensor | None = None,
     *,
     scheme: str = "",
     activation: str = "none",
@@ -82,7 +83,9 @@ def _quantized_matmul(codes: Tensor, scales: Tensor, *args: Any, **kwargs: Any) 
     return _product(codes, *args, **kwargs)
 
 
-def _quantize(x: Tensor, *, form: TensorFormat) -> tuple[Tensor, Tensor]:
+def _quantize(
+    x: Tensor, scale: Tensor | None = None, *, form: TensorFormat
+) -> tuple[Tensor, Tensor]:
     groups = form.groups(int(x.shape[-1]))
     return (
         x.new_empty(x.shape, dtype=torch.int8),

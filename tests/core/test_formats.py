@@ -22,7 +22,7 @@ SCHEMES = st.builds(
     st.sampled_from(["", "a8"]),
     st.sampled_from(["", "g8", "g32", "g64", "g128"]),
     st.sampled_from(["", "z"]),
-) | st.sampled_from(["w4a8g32t", "w3a8g64zt"])
+) | st.sampled_from(["w4a8g32t", "w3a8g64zt", "w8a8s", "w4a8g32s", "w4a8g32zs"])
 
 
 @given(SCHEMES)
@@ -38,6 +38,8 @@ def test_a_scheme_comes_back_from_its_text(text: str) -> None:
         ("w4a8g32", "int4 per 32", "int8 per 32"),
         ("w4a8g32t", "int4 per 32", "int8 per token"),
         ("w3g64z", "uint3 per 64", "None"),
+        ("w8a8s", "int8 per channel", "int8 per tensor"),
+        ("w4a8g32zs", "uint4 per 32", "int8 per tensor"),
     ],
 )
 def test_what_a_scheme_means(text: str, weight: str, activation: str) -> None:
@@ -46,10 +48,20 @@ def test_what_a_scheme_means(text: str, weight: str, activation: str) -> None:
     assert str(scheme.activation) == activation
 
 
+@given(SCHEMES)
+def test_only_s_is_static(text: str) -> None:
+    scheme = QuantScheme.parse(text)
+    assert scheme.is_static == text.endswith("s")
+    assert not scheme.weight.is_static
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("int4", r"^'int4' is not a scheme; write w<bits>\[a<bits>\]\[g<group>\]\[z\]\[t\], for"),
+        (
+            "int4",
+            r"^'int4' is not a scheme; write w<bits>\[a<bits>\]\[g<group>\]\[z\]\[t\|s\], for",
+        ),
         ("w4a8g32x", "^'w4a8g32x' is not a scheme"),
         ("w9", "^9 bits are not supported; choose 2 to 8$"),
         ("w1a8", "^1 bits are not supported; choose 2 to 8$"),
@@ -58,6 +70,10 @@ def test_what_a_scheme_means(text: str, weight: str, activation: str) -> None:
         ("w4a8g0", "^group size 0 is not supported"),
         ("w4g32t", "^'w4g32t': 't' needs both a group and activation bits, as in w4a8g64t$"),
         ("w4a8t", "'t' needs both a group and activation bits"),
+        ("w4g32s", "^'w4g32s': 's' needs activation bits, as in w8a8s$"),
+        ("w4a8g32ts", "^'w4a8g32ts': 't' is one activation scale per token and 's' one for the "),
+        ("w4a8g32st", "leave one of them out$"),
+        ("w4a8g32ss", "is not a scheme"),
     ],
 )
 def test_what_is_no_scheme(text: str, message: str) -> None:

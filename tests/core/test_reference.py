@@ -66,6 +66,42 @@ def test_an_activation_is_at_most_half_a_step_off(k: int, scheme: str, random: o
     assert codes.abs().amax() == 127
 
 
+def test_static_scales_are_given_and_clip() -> None:
+    torch.manual_seed(0)
+    form = activation_form("w4a8g32s")
+    x = torch.randn(2, 3, 40) * 3
+    x[0, 0, :5] = torch.tensor([0.5, 1.5, -2.5, 1e30, -1e30]) * 0.01
+    scale = torch.tensor([0.01])
+    codes, scales = quantize_activation(x, form, scale)
+    inverse = np.float32(1) / np.float32(0.01)
+    expected = np.clip(np.rint(x.numpy() * inverse), -127, 127)
+    assert codes.dtype == torch.int8
+    assert codes.tolist() == expected.astype(int).tolist()
+    assert codes[0, 0, :5].tolist() == [0, 2, -2, 127, -127]
+    assert scales.shape == (2, 3, 1)
+    assert (scales == scale).all()
+
+
+@given(st.integers(1, 80), st.floats(2.0**-126, 1e30), st.randoms(use_true_random=False))
+@settings(max_examples=60)
+def test_what_a_static_scale_reaches_is_at_most_half_a_step_off(
+    k: int, scale: float, random: object
+) -> None:
+    torch.manual_seed(random.getrandbits(30))  # type: ignore[attr-defined]
+    step = torch.tensor([scale])
+    x = (torch.rand(4, k) * 2 - 1) * 127 * step
+    codes, scales = quantize_activation(x, activation_form("w8a8s"), step)
+    assert ((codes * scales - x).abs() <= step * 0.5001).all()
+
+
+def test_a_static_format_needs_its_scale() -> None:
+    x, scale = torch.ones(1, 8), torch.ones(1)
+    with pytest.raises(ValueError, match="a scale is needed for int8 per tensor"):
+        quantize_activation(x, activation_form("w8a8s"))
+    with pytest.raises(ValueError, match="a scale is of no use for int8 per token"):
+        quantize_activation(x, activation_form("w8a8"), scale)
+
+
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize(("n", "k"), [(3, 8), (5, 40), (2, 1000)])
 def test_products_are_exact_sums_scaled_group_by_group(scheme: str, n: int, k: int) -> None:
