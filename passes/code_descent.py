@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import torch
 
-from passes.rounding import LARGEST, SMALLEST, to_float16
+from qcompiler.core.groups import LARGEST, SMALLEST, to_float16
 from qcompiler.core.qtensor import QuantizedTensor
 
 

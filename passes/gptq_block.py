@@ -15,8 +15,9 @@ from passes.drift_correction import corrected_weight
 from passes.gptq import GptqResult, GptqSettings, gptq
 from passes.planned import PlannedWeight
 from passes.scale_search import round_searched
-from passes.segments import Segment, as_quantized
+from passes.segments import Segment, static_scale
 from qcompiler.core.errors import QCompilerError
+from qcompiler.core.fake_quant import fake_quantize
 from qcompiler.core.formats import TensorFormat
 from qcompiler.core.pass_base import PassContext
 from qcompiler.core.program import weight_of
@@ -85,7 +86,7 @@ class GptqOfBlocks:
         for index, values in enumerate(live):
             x = values[read.name]
             assert isinstance(x, torch.Tensor)
-            flat = as_quantized(x, read.form).reshape(-1, x.shape[-1]).to(self.dtype)
+            flat = read.quantized(x).reshape(-1, x.shape[-1]).to(self.dtype)
             if found is None:
                 found = _Moments.zeros(flat, drift=plain is not None)
             found.add_inputs(flat)
@@ -184,7 +185,12 @@ class _Input:
 
     name: str
     form: TensorFormat | None
+    scale: torch.Tensor | None = None
     weights: list[PlannedWeight] = field(default_factory=list)
+
+    def quantized(self, x: torch.Tensor) -> torch.Tensor:
+        """Return x [..., k] as the products see it."""
+        return x if self.form is None else fake_quantize(x, self.scale, form=self.form)
 
 
 def _inputs(run: BlockRun, part: Segment) -> Iterator[_Input]:
@@ -193,15 +199,17 @@ def _inputs(run: BlockRun, part: Segment) -> Iterator[_Input]:
     The part was cut before the first product of a new input, so that all of these values are there
     before it runs.
     """
-    found: dict[tuple[str, TensorFormat | None], _Input] = {}
-    for _, node in part.linears():
+    found: dict[tuple[str, TensorFormat | None, float | None], _Input] = {}
+    for operator, node in part.linears():
         entry = run.program.weights.resolve(str(weight_of(node)))
         if entry not in run.planned:
             continue
         weight, source = run.planned[entry], node.args[0]
         assert isinstance(source, fx.Node)
         form = weight.scheme.activation
-        read = found.setdefault((source.name, form), _Input(source.name, form))
+        scale = static_scale(run.program.weights.tensor, operator, form)
+        key = (source.name, form, None if scale is None else float(scale))
+        read = found.setdefault(key, _Input(source.name, form, scale))
         read.weights.append(weight)
     yield from found.values()
 

@@ -12,16 +12,13 @@ import torch
 
 from qcompiler.core.errors import QCompilerError
 from qcompiler.core.formats import TensorFormat
+from qcompiler.core.groups import group_rows, to_float16
 from qcompiler.core.qtensor import QuantizedTensor
 
 Span = Literal["full", "restricted"]
 
 CHUNK = 1 << 21
 """Entries worked on at a time: 8 MiB of float32, so that temporaries stay small."""
-
-SMALLEST_NORMAL = torch.finfo(torch.float16).smallest_normal
-SMALLEST = torch.finfo(torch.float16).smallest_normal * torch.finfo(torch.float16).eps
-LARGEST = torch.finfo(torch.float16).max
 
 
 def round_to_nearest(
@@ -68,15 +65,6 @@ def round_to_nearest(
     return QuantizedTensor(codes, scale, zero, form)
 
 
-def group_rows(rows: torch.Tensor, form: TensorFormat) -> torch.Tensor:
-    """Split rows [n, k] into groups [n, g, size], a short last one filled with zeros."""
-    k = rows.shape[1]
-    size, groups = form.group_size(k), form.groups(k)
-    if groups * size != k:
-        rows = torch.nn.functional.pad(rows, (0, groups * size - k))
-    return rows.reshape(-1, groups, size)
-
-
 def symmetric_scale(
     low: torch.Tensor, high: torch.Tensor, form: TensorFormat, *, span: Span
 ) -> torch.Tensor:
@@ -110,26 +98,3 @@ def asymmetric_codes(
     codes = torch.round(grouped / scale.to(torch.float32).unsqueeze(2))
     codes += zero.to(torch.float32).unsqueeze(2)
     return codes.clamp_(*form.code_range).to(torch.uint8)
-
-
-def to_float16(scale: torch.Tensor) -> torch.Tensor:
-    """Round scales to float16 so that dividing by them is safe.
-
-    A scale of zero, or too small for float16, becomes 1: all codes of its group are then 0. One
-    below the normal numbers of float16, which has few digits there, is rounded away from zero lest
-    entries be clamped.
-
-    Raises:
-        QCompilerError: a scale is larger than float16 can say.
-    """
-    if bool((scale.abs() > LARGEST).any()):
-        raise QCompilerError(
-            f"it has entries so large that their scale passes {LARGEST:.0f}, the most that float16 "
-            "can say"
-        )
-    # Below half of the smallest number, every entry of a group rounds to code 0.
-    scale = torch.where(scale.abs() < SMALLEST / 2, torch.ones_like(scale), scale)
-    rounded = scale.to(torch.float16)
-    short = (rounded.to(torch.float32).abs() < scale.abs()) & (scale.abs() < SMALLEST_NORMAL)
-    away = rounded.to(torch.float32) + SMALLEST * scale.sign()
-    return torch.where(short, away.to(torch.float16), rounded)

@@ -13,17 +13,10 @@ from dataclasses import dataclass
 
 import torch
 
-from passes.rounding import (
-    LARGEST,
-    asymmetric_codes,
-    asymmetric_scale,
-    group_rows,
-    symmetric_codes,
-    symmetric_scale,
-    to_float16,
-)
+from passes.rounding import asymmetric_codes, asymmetric_scale, symmetric_codes, symmetric_scale
 from qcompiler.core.errors import QCompilerError
 from qcompiler.core.formats import TensorFormat
+from qcompiler.core.groups import LARGEST, group_rows, to_float16
 from qcompiler.core.qtensor import QuantizedTensor
 
 CHUNK = 1 << 17

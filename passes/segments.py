@@ -20,11 +20,11 @@ from torch import fx
 
 from passes.activations import Values
 from qcompiler.core import kv_rows, ops
-from qcompiler.core.formats import QuantScheme, TensorFormat
+from qcompiler.core.fake_quant import fake_quantize, fake_query, fake_store
+from qcompiler.core.formats import PerTensor, QuantScheme, TensorFormat
 from qcompiler.core.kv_format import pair
 from qcompiler.core.program import LINEARS, Program, operator_name, weight_of
 from qcompiler.core.qtensor import QuantizedTensor
-from qcompiler.core.reference import quantize_activation
 
 Weights = Callable[[str], torch.Tensor]
 """Names of weights to float32 tensors."""
@@ -32,8 +32,8 @@ Weights = Callable[[str], torch.Tensor]
 Tap = Callable[[str, torch.Tensor], None]
 """Called with each product's operator name and input [..., k], as the product sees it."""
 
-Requantized = dict[tuple[Any, TensorFormat | None], torch.Tensor]
-"""What products have read so far, by node and format, so that several share it."""
+Requantized = dict[tuple[Any, TensorFormat, float | None], torch.Tensor]
+"""What products have read so far, by node, format and static scale, so that several share it."""
 
 TABLES = frozenset({ops.embedding, ops.quantized_embedding})
 
@@ -181,31 +181,6 @@ class SegmentWeights:
         return self._kept[entry]
 
 
-def as_quantized(x: torch.Tensor, form: TensorFormat | None) -> torch.Tensor:
-    """Quantise activations [..., k] and dequantise them again; None leaves them as they are.
-
-    Gradients pass straight through (arXiv 1308.3432).
-    """
-    requantize = cast(Callable[..., torch.Tensor], _Requantize.apply)
-    return x if form is None else requantize(x, form)
-
-
-class _Requantize(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, form: TensorFormat) -> torch.Tensor:
-        codes, scales = quantize_activation(x, form)
-        k = x.shape[-1]
-        size, groups = form.group_size(k), form.groups(k)
-        if groups * size == k:
-            split = codes.to(torch.float32).reshape(*x.shape[:-1], groups, size)
-            return (split * scales.unsqueeze(-1)).reshape(x.shape)
-        return codes.to(torch.float32) * scales.repeat_interleave(size, -1)[..., :k]
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return gradients[0], None
-
-
 def _call(
     node: fx.Node,
     env: dict[str, Any],
@@ -220,13 +195,36 @@ def _call(
         return evaluate(node, args, kwargs)
     name = operator_name(weight)
     if name in schemes:
-        key = (node.args[0], schemes[name].activation)
-        if key not in requantized:
-            requantized[key] = as_quantized(args[0], schemes[name].activation)
-        args[0] = requantized[key]
+        args[0] = _as_quantized(name, node.args[0], args[0], weights, schemes, requantized)
     if tap is not None:
         tap(name, args[0])
     return ops.linear(*args, **kwargs)
+
+
+def _as_quantized(
+    name: str,
+    source: Any,
+    x: torch.Tensor,
+    weights: Weights,
+    schemes: Mapping[str, QuantScheme],
+    requantized: Requantized,
+) -> torch.Tensor:
+    """Return what a product sees of x [..., k] when its scheme quantises it."""
+    form = schemes[name].activation
+    if form is None:
+        return x
+    scale = static_scale(weights, name, form)
+    key = (source, form, None if scale is None else float(scale))
+    if key not in requantized:
+        requantized[key] = fake_quantize(x, scale, form=form)
+    return requantized[key]
+
+
+def static_scale(weights: Weights, operator: str, form: TensorFormat | None) -> torch.Tensor | None:
+    """Return the scale [1] of a product's input, where the format has one that is static."""
+    if form is None or not isinstance(form.granularity, PerTensor):
+        return None
+    return weights(f"{operator}.input_scale")
 
 
 def arguments(
@@ -266,19 +264,36 @@ def _attention(
     softcap: float = 0.0,
     kv: str = "",
 ) -> torch.Tensor:
-    """Compute `ops.attention`, by torch's kernel where that can: several times as fast."""
-    if int(position) or 0 < window < q.shape[1] or softcap > 0:
-        return ops.attention(
-            q, k, v, k_cache, v_cache, position, scale=scale, window=window, softcap=softcap, kv=kv
-        )
-    # The caches are empty, and nothing else reads them.
+    """Compute `ops.attention` from position 0, with gradients; the caches are not written."""
     if kv:
-        d, forms = k.shape[3], pair(kv)
-        q, k = kv_rows.asked(q, forms[0]), kv_rows.turned(k, forms[0])
-        stored = (kv_rows.stored(t, form) for t, form in zip((k, v), forms, strict=True))
-        k, v = (kv_rows.seen(t, form, d) for t, form in zip(stored, forms, strict=True))
+        k_form, v_form = pair(kv)
+        q, k = fake_query(q, k_form), fake_store(kv_rows.turned(k, k_form), k_form)
+        v = fake_store(v, v_form)
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))
-    y = functional.scaled_dot_product_attention(
-        q, k, v, is_causal=True, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
-    )
+    hidden = _hidden(q.shape[2], window) if softcap > 0 or 0 < window < q.shape[2] else None
+    if softcap > 0:
+        repeat = q.shape[1] // k.shape[1]
+        k, v = k.repeat_interleave(repeat, 1), v.repeat_interleave(repeat, 1)
+        scores = softcap * torch.tanh((q @ k.transpose(-1, -2)) * (scale / softcap))
+        assert hidden is not None
+        y = scores.masked_fill(hidden, float("-inf")).softmax(-1) @ v
+    else:
+        # Torch's own kernel is several times as fast.
+        y = functional.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=None if hidden is None else ~hidden,
+            is_causal=hidden is None,
+            scale=scale,
+            enable_gqa=q.shape[1] != k.shape[1],
+        )
     return y.transpose(1, 2)
+
+
+def _hidden(tokens: int, window: int) -> torch.Tensor:
+    """Return where a token (row) does not see another, [tokens, tokens]."""
+    place = torch.arange(tokens)
+    query = place.unsqueeze(1)
+    hidden = place > query
+    return hidden | (place <= query - window) if window > 0 else hidden

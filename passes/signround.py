@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from passes.rounding import LARGEST, group_rows, to_float16
+from qcompiler.core.groups import LARGEST, group_rows, to_float16
 from qcompiler.core.qtensor import QuantizedTensor
 
 BlockLoss = Callable[[int, Mapping[str, torch.Tensor]], torch.Tensor]

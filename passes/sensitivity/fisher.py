@@ -25,12 +25,14 @@ import torch
 from passes.activations import Activations, Values
 from passes.finite_weights import FiniteWeights
 from passes.quantizable import Quantizable
-from passes.segments import Segment, as_quantized, segments
+from passes.segments import Segment, segments
 from passes.sensitivity.loss_units import loss_units
 from passes.sensitivity.rounding_error import rounding_error
 from passes.sensitivity.watched_run import Reading, watched_run
 from qcompiler.core.errors import QCompilerError
-from qcompiler.core.formats import TensorFormat
+from qcompiler.core.fake_quant import fake_quantize
+from qcompiler.core.formats import PerTensor, TensorFormat
+from qcompiler.core.groups import SMALLEST
 from qcompiler.core.program import Program
 from qcompiler.core.progress import NO_PROGRESS, Progress
 
@@ -201,7 +203,7 @@ class _Walk:
         forms = {scheme.activation for scheme in self.schemes[entry].values()}
         for form in forms - {None}:
             assert form is not None
-            error = as_quantized(reading.x, form) - reading.x
+            error = fake_quantize(reading.x, _scale(reading.x, form), form=form) - reading.x
             self._sums[entry].activations[form] += float((gradient * error).square_().sum())
 
     def _probes(self, env: Values) -> Values:
@@ -249,3 +251,10 @@ def _tensor(values: Values, name: str) -> torch.Tensor:
     value = values[name]
     assert isinstance(value, torch.Tensor)
     return value
+
+
+def _scale(x: torch.Tensor, form: TensorFormat) -> torch.Tensor | None:
+    """Return the scale [1] of a static format that just reaches x, None for a dynamic one."""
+    if not isinstance(form.granularity, PerTensor):
+        return None
+    return (x.abs().amax() / ((1 << (form.bits - 1)) - 1)).clamp(min=SMALLEST).reshape(1)

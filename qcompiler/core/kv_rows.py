@@ -86,10 +86,12 @@ def turned(x: torch.Tensor, kv: str) -> torch.Tensor:
 
 def asked(q: torch.Tensor, kv: str) -> torch.Tensor:
     """Return queries [..., d] as they are multiplied with keys of the format `kv`."""
-    if not kv:
-        return q
-    q = turned(q, kv)
-    if not KvFormat.parse(kv).meets_codes:
+    return met(turned(q, kv), kv)
+
+
+def met(q: torch.Tensor, kv: str) -> torch.Tensor:
+    """Return queries [..., d], turned as keys are, in the numbers that keys of `kv` meet."""
+    if not kv or not KvFormat.parse(kv).meets_codes:
         return q
     codes, scale = quantize_activation(q, QUERY)
     return (codes.to(torch.float32) * scale).to(q.dtype)

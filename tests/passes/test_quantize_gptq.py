@@ -15,12 +15,12 @@ from passes.gptq import gptq
 from passes.quantize_gptq import QuantizeGptq
 from passes.quantize_rtn import QuantizeRtn
 from passes.scale_search import round_searched
-from passes.segments import as_quantized
 from passes.set_bits import Rule, SetBits
 from qcompiler.core import ops
 from qcompiler.core.builder import ProgramBuilder
 from qcompiler.core.calibration import Calibration
 from qcompiler.core.errors import ConfigError, QCompilerError, UsageError
+from qcompiler.core.fake_quant import fake_quantize
 from qcompiler.core.formats import QuantScheme
 from qcompiler.core.interpreter import ProgramInterpreter, TorchLanguageModel
 from qcompiler.core.pass_base import Pass, PassContext
@@ -137,7 +137,7 @@ def test_a_product_is_quantised_from_what_the_quantised_ones_before_it_give(
                 tokens.unsqueeze(0), torch.tensor([0]), rows, *caches
             )
     scheme = QuantScheme.parse("w4a8g32")
-    x = as_quantized(torch.cat(inputs, 1)[0], scheme.activation)
+    x = fake_quantize(torch.cat(inputs, 1)[0], form=scheme.activation)
     weight = tiny_llama(layers=2).weights.tensor(f"{UP}.weight")
     expected = gptq(weight, x.T @ x, scheme.weight, QuantizeGptq().settings)
     assert isinstance(codes, QuantizedTensor)

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 
 from passes import rounding
-from passes.rounding import SMALLEST_NORMAL, Span, round_to_nearest
+from passes.rounding import Span, round_to_nearest
 from qcompiler.core.errors import QCompilerError
 from qcompiler.core.formats import QuantScheme, TensorFormat
+from qcompiler.core.groups import SMALLEST_NORMAL
 from qcompiler.core.qtensor import QuantizedTensor
 
 BITS = st.integers(2, 8)

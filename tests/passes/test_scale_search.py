@@ -8,10 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from passes import scale_search
-from passes.rounding import group_rows, round_to_nearest
+from passes.rounding import round_to_nearest
 from passes.scale_search import column_shares, round_searched
 from qcompiler.core.errors import QCompilerError
 from qcompiler.core.formats import QuantScheme, TensorFormat
+from qcompiler.core.groups import group_rows
 from qcompiler.core.qtensor import QuantizedTensor
 
 SCHEMES = ["w4g16", "w4g16z", "w3", "w2g32", "w2g8z", "w8g32", "w6z", "w4g32"]

@@ -8,10 +8,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from passes.rounding import group_rows, round_to_nearest
+from passes.rounding import round_to_nearest
 from passes.scale_search import Scales, round_searched
 from passes.signround import Learned, LearnedScales, LearnedWeight, Training, learn_rounding
 from qcompiler.core.formats import QuantScheme, TensorFormat
+from qcompiler.core.groups import group_rows
 from qcompiler.core.qtensor import QuantizedTensor
 
 TRAINING = Training(iterations=60, batch=4)
