@@ -26,7 +26,7 @@ from codegen.kernels import limits
 from codegen.kernels.epilogue import Epilogue
 from codegen.kernels.quantized_matmul import QuantizedMatmul, many_rows, one_row
 from codegen.packing import code_packing, pack
-from qcompiler.core.formats import PerToken, QuantScheme
+from qcompiler.core.formats import PerGroup, QuantScheme
 from qcompiler.core.target import Target
 
 # SmolLM2-135M: attention input, gate and up, attention output, down, head.
@@ -90,7 +90,7 @@ class Product:
         assert parsed.activation is not None, scheme
         self.spec = QuantizedMatmul(
             packing=packing,
-            per_token=isinstance(parsed.activation.granularity, PerToken),
+            per_token=not isinstance(parsed.activation.granularity, PerGroup),
             epilogue=Epilogue(activation="silu" if gated else "none"),
         )
         rng = np.random.default_rng(0)

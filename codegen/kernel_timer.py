@@ -27,6 +27,9 @@ from qcompiler.core.target import Target
 MOST_BYTES = 512 << 20
 """Weights that a product is timed over at most: more than any cache holds."""
 
+SCALE = "input_scale"
+"""The scale of what products of static schemes read."""
+
 _PER_CALL = 16  # products a call runs through, lest the call itself be timed
 
 
@@ -93,13 +96,16 @@ def product_program(
         codes = QuantizedTensor.hollow(n, k, scheme.weight)
         for name in names:
             build.weights.put(name, codes)
+        if scheme.is_static:
+            build.weights.put(SCALE, torch.ones(1))
     rows: int | str = 1 if tokens == 1 else "s"
     x = build.input("x", (rows, k))
     y = build.input("start", (rows, n // 2 if gated else n))
     options: dict[str, object] = {"activation": "silu", "gated": True} if gated else {}
     operands = [x]
     if scheme is not None and scheme.activation is not None:
-        quantized = build.call(ops.quantize, x, form=scheme.activation)
+        scale = [build.weight(SCALE)] if scheme.is_static else []
+        quantized = build.call(ops.quantize, x, *scale, form=scheme.activation)
         operands = [build.call(operator.getitem, quantized, part) for part in (0, 1)]
         options["scheme"] = str(scheme)
     target = ops.linear if len(operands) == 1 else ops.quantized_matmul

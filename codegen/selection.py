@@ -13,7 +13,7 @@ from codegen.kernels.epilogue import Epilogue
 from codegen.kernels.row import Rows
 from codegen.packing import Packing
 from qcompiler.core.errors import UnsupportedError
-from qcompiler.core.formats import PerToken, QuantScheme
+from qcompiler.core.formats import PerGroup, QuantScheme
 from qcompiler.core.target import Target
 
 
@@ -99,7 +99,7 @@ def _integer(
         return f"the activations of {scheme} stay float; add a8 to the scheme"
     spec = integer_kernels.QuantizedMatmul(
         packing=packing,
-        per_token=isinstance(scheme.activation.granularity, PerToken),
+        per_token=not isinstance(scheme.activation.granularity, PerGroup),
         epilogue=product.epilogue,
     )
     return Choice(

@@ -115,13 +115,11 @@ def _all(gate: Rows, up: Rows) -> bool:
 
 def _fuse(program: Program, node: fx.Node, found: Gate) -> None:
     gate, up = found.gate, found.up
-    weight, bias = gate.product.weight, gate.product.bias
+    product = gate.product
     if gate.product.weight is not up.product.weight or gate.start > 0:
         names = [gate.product.name, up.product.name]
         name = unused_name(program, f"{common_parent(names)}gate_up_proj")
-        weight, bias = stack(program, [gate, up], name, node)
-    fused = replace(
-        gate.product, weight=weight, bias=bias, activation=found.activation, gated=True
-    ).emit(node)
+        product = stack(program, [gate, up], name, node)
+    fused = replace(product, activation=found.activation, gated=True).emit(node)
     node.replace_all_uses_with(fused)
     forget_unread(program, [gate.product, up.product])

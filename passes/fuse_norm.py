@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from torch import fx
 
+from passes.input_scales import scale_bits
 from passes.products import Product
 from passes.rewrite import calls, emit, remove_unused
-from qcompiler.core import ops
+from qcompiler.core import ops, shapes
 from qcompiler.core.formats import QuantScheme, TensorFormat
 from qcompiler.core.pass_base import Pass, PassContext
 from qcompiler.core.program import Program
@@ -28,7 +29,8 @@ class FuseNorm(Pass):
     """Let a norm that feeds quantised products alone quantise its result, once for all of them.
 
     Declines where the result is also used as it is, or where the products want it in different
-    formats or sum it over different groups of inputs. Does nothing to a float program. Exact.
+    formats, with different static scales, or sum it over different groups of inputs. Does nothing
+    to a float program. Exact.
     """
 
     name: ClassVar[str] = "fuse-norm"
@@ -39,53 +41,83 @@ class FuseNorm(Pass):
             if not calls(node, *QUANTIZING):
                 continue
             products = {user: Product.of(user) for user in node.users}
-            if not any(map(activation_format, products.values())):
+            wanted = [
+                found
+                for product in products.values()
+                if (found := wanted_codes(program, product)) is not None
+            ]
+            if not wanted:
                 continue
-            if (why := _obstacle(node, products)) is not None:
+            if (why := _obstacle(program, node, products)) is not None:
                 context.note(self.name, f"{node.name}: not fused, {why}")
                 continue
-            forms = [
-                found[0] for product in products.values() if (found := activation_format(product))
-            ]
-            target = QUANTIZING[node.target]
-            fused = emit(node, target, *node.args, **node.kwargs, form=forms[0])
-            quantized = (
-                emit(node, operator.getitem, fused, 0),
-                emit(node, operator.getitem, fused, 1),
-            )
-            for user, product in products.items():
-                if product is not None:
-                    feed_quantized(user, product, quantized)
+            _fuse(program, node, wanted[0].form, products)
         remove_unused(program.graph)
 
 
-def activation_format(product: Product | None) -> tuple[TensorFormat, int] | None:
-    """Return how a product quantises its activations, and over how many of them it sums.
+def _fuse(
+    program: Program, norm: fx.Node, form: TensorFormat, products: Mapping[fx.Node, Product | None]
+) -> None:
+    options: dict[str, Any] = {**norm.kwargs, "form": form}
+    read = next((p.input_scale for p in products.values() if p is not None), None)
+    if read is not None:
+        with norm.graph.inserting_before(norm):
+            options["scale"] = shapes.add_weight(norm.graph, program.weights, str(read.target))
+    fused = emit(norm, QUANTIZING[norm.target], *norm.args, **options)
+    quantized = (
+        emit(norm, operator.getitem, fused, 0),
+        emit(norm, operator.getitem, fused, 1),
+    )
+    for user, product in products.items():
+        if product is not None:
+            feed_quantized(user, product, quantized)
 
-    Kernels add up the codes of each group of the weight once, where they are made; so both must
-    agree for products to share them. None for products of float activations, or quantised already.
+
+@dataclass(frozen=True)
+class WantedCodes:
+    """How a product wants activations quantised, and over how many of them it sums.
+
+    Kernels add up the codes of each group of the weight once, where they are made; so all of this
+    must agree for products to share them. `scale` are the bits of one that is static.
     """
+
+    form: TensorFormat
+    summed: int
+    scale: bytes | None
+
+
+def wanted_codes(program: Program, product: Product | None) -> WantedCodes | None:
+    """Return what codes a product wants; None if its activations are float, or codes already."""
     if product is None or product.target is not ops.quantized_linear:
         return None
     scheme = QuantScheme.parse(str(product.options["scheme"]))
     if scheme.activation is None:
         return None
     k = int(product.weight.meta["val"].shape[1])
-    return scheme.activation, scheme.weight.group_size(k)
+    scale = product.static_scale(program)
+    return WantedCodes(
+        scheme.activation,
+        scheme.weight.group_size(k),
+        None if scale is None else scale_bits(scale),
+    )
 
 
 def feed_quantized(node: fx.Node, product: Product, quantized: tuple[fx.Node, fx.Node]) -> None:
     """Replace a `quantized_linear` by the product of activations that are quantised already."""
-    fused = replace(product, target=ops.quantized_matmul, inputs=quantized).emit(node)
+    fused = replace(product, target=ops.quantized_matmul, inputs=quantized, input_scale=None).emit(
+        node
+    )
     node.replace_all_uses_with(fused)
     node.graph.erase_node(node)
 
 
-def _obstacle(norm: fx.Node, products: dict[fx.Node, Product | None]) -> str | None:
-    formats = set()
+def _obstacle(
+    program: Program, norm: fx.Node, products: Mapping[fx.Node, Product | None]
+) -> str | None:
+    found = set()
     for user, product in products.items():
-        form = activation_format(product)
-        if product is None or form is None or product.residual is norm:
+        wanted = wanted_codes(program, product)
+        if product is None or wanted is None or product.residual is norm:
             return f"{user.name} uses it unquantised"
-        formats.add(form)
-    return "its users quantise it in different ways" if len(formats) > 1 else None
+        found.add(wanted)
+    return "its users quantise it in different ways" if len(found) > 1 else None

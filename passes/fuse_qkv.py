@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -101,8 +101,7 @@ def _join(program: Program, group: dict[fx.Node, Product], *, letters: str) -> s
     parent = common_parent([product.name for product in products])
     name = unused_name(program, f"{parent}{letters}_proj")
     parts = [Rows.all(product) for product in products]
-    weight, bias = stack(program, parts, name, first)
-    joined = replace(products[0], weight=weight, bias=bias).emit(first)
+    joined = stack(program, parts, name, first).emit(first)
     start = 0
     for node, part in zip(group, parts, strict=True):
         stop = start + len(part)

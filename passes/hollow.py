@@ -13,6 +13,7 @@ from passes.fuse_gate_up import FuseGateUp
 from passes.fuse_norm import FuseNorm
 from passes.fuse_qkv import FuseQkv
 from passes.fuse_rope import FuseRope
+from passes.input_scales import scale_entry, static_products
 from passes.legalize import Legalize
 from passes.planned import planned_weights, put_codes
 from qcompiler.core.formats import QuantScheme
@@ -45,7 +46,13 @@ def hollow_copy(program: Program) -> Program:
 
 
 def quantize_hollow(program: Program) -> None:
-    """Give every planned weight of a hollow program its format: codes without values."""
+    """Give every planned weight of a hollow program its format: codes without values.
+
+    Scales that are static and not known yet are made up.
+    """
+    for operator, _ in static_products(program):
+        if scale_entry(operator) not in program.weights:
+            program.weights.put(scale_entry(operator), torch.ones(1))
     planned = planned_weights(program)
     codes = {}
     for entry, weight in planned.items():

@@ -10,12 +10,12 @@ from typing import ClassVar
 
 from torch import fx
 
-from passes.fuse_norm import activation_format, feed_quantized
+from passes.fuse_norm import WantedCodes, feed_quantized, wanted_codes
 from passes.products import Product
 from passes.rewrite import emit
 from qcompiler.core import ops
 from qcompiler.core.errors import UnsupportedError
-from qcompiler.core.formats import QuantScheme, TensorFormat
+from qcompiler.core.formats import QuantScheme
 from qcompiler.core.legal import has_lowering
 from qcompiler.core.pass_base import Pass, PassContext
 from qcompiler.core.printer import target_name
@@ -77,21 +77,28 @@ def _store_wider(program: Program, weight: str, scheme: QuantScheme) -> None:
 
 
 def _quantize_activations(program: Program) -> None:
-    """Split every `quantized_linear` of quantised activations in two, sharing the first part."""
-    made: dict[tuple[fx.Node, tuple[TensorFormat, int]], tuple[fx.Node, fx.Node]] = {}
+    """Split every `quantized_linear` of quantised activations in two, sharing the first part.
+
+    Products share it if they want one value in one format, with one scale if that is static.
+    """
+    made: dict[tuple[fx.Node, WantedCodes], tuple[fx.Node, fx.Node]] = {}
     for node in list(program.graph.nodes):
         product = Product.of(node)
-        wanted = activation_format(product)
+        wanted = wanted_codes(program, product)
         if product is None or wanted is None:
             continue
         (x,) = product.inputs
-        if (x, wanted) not in made:
-            quantized = emit(node, ops.quantize, x, form=wanted[0])
-            made[x, wanted] = (
+        key = (x, wanted)
+        if key not in made:
+            given = [x] if product.input_scale is None else [x, product.input_scale]
+            quantized = emit(node, ops.quantize, *given, form=wanted.form)
+            made[key] = (
                 emit(node, operator.getitem, quantized, 0),
                 emit(node, operator.getitem, quantized, 1),
             )
-        feed_quantized(node, product, made[x, wanted])
+        feed_quantized(node, product, made[key])
+        if product.input_scale is not None and not product.input_scale.users:
+            program.graph.erase_node(product.input_scale)
 
 
 def _check_operators(program: Program) -> None:

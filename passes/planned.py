@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import fx
 
+from passes.input_scales import read_scale
 from qcompiler.core import ops
 from qcompiler.core.formats import QuantScheme
 from qcompiler.core.program import Program, operator_name, weight_of
@@ -57,9 +58,15 @@ def planned_weights(program: Program) -> dict[str, PlannedWeight]:
 def put_codes(
     program: Program, planned: Mapping[str, PlannedWeight], codes: Mapping[str, QuantizedTensor]
 ) -> None:
-    """Write codes over planned weights, and have what reads them compute with codes."""
+    """Write codes over planned weights, and have what reads them compute with codes.
+
+    Raises:
+        QCompilerError: a product's scale is static, and the weight store has none.
+    """
     for entry, quantized in codes.items():
         program.weights.put(entry, quantized)
         for node in planned[entry].nodes:
+            scale = read_scale(program, node, planned[entry].scheme)
+            static = {} if scale is None else {"input_scale": scale}
             node.target = QUANTIZED[node.target]
-            node.kwargs = {"scheme": str(planned[entry].scheme), **node.kwargs}
+            node.kwargs = {"scheme": str(planned[entry].scheme), **node.kwargs, **static}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import fx
 
+from passes.input_scales import scale_bits, scale_entry
 from passes.rewrite import emit, is_weight, remove_unused
 from qcompiler.core import ops, shapes
 from qcompiler.core.program import LINEARS, Program, operator_name
@@ -19,7 +20,8 @@ from qcompiler.core.qtensor import QuantizedTensor
 class Product:
     """A call of `linear`, `quantized_linear` or `quantized_matmul` taken apart.
 
-    `inputs` are the activations: x, or codes and scales.
+    `inputs` are the activations: x, or codes and scales. `input_scale` is read where a
+    `quantized_linear` has a static scale.
     """
 
     target: Callable[..., Any]
@@ -27,6 +29,7 @@ class Product:
     weight: fx.Node
     bias: fx.Node | None = None
     residual: fx.Node | None = None
+    input_scale: fx.Node | None = None
     options: dict[str, Any]
     """Keyword arguments other than those of the epilogue: the scheme of a quantised product."""
     activation: str = "none"
@@ -38,19 +41,21 @@ class Product:
         if node.op != "call_function" or node.target not in LINEARS:
             return None
         count = 2 if node.target is ops.quantized_matmul else 1
-        weight, bias, residual, *_ = [*node.args[count:], None, None]
+        weight, bias, residual, scale, *_ = [*node.args[count:], None, None, None]
         if not is_weight(weight):
             return None
         options = dict(node.kwargs)
-        # Either may be written as a keyword.
+        # Each may be written as a keyword.
         bias = options.pop("bias", bias)
         residual = options.pop("residual", residual)
+        scale = options.pop("input_scale", scale)
         return Product(
             target=node.target,
             inputs=node.args[:count],  # type: ignore[arg-type]
             weight=weight,
             bias=bias,  # type: ignore[arg-type]
             residual=residual,  # type: ignore[arg-type]
+            input_scale=scale,  # type: ignore[arg-type]
             activation=str(options.pop("activation", "none")),
             gated=bool(options.pop("gated", False)),
             options=options,
@@ -71,12 +76,24 @@ class Product:
         planned = program.plan.get(self.name, "float")
         return str(self.options.get("scheme", planned))
 
+    def static_scale(self, program: Program) -> torch.Tensor | None:
+        """Return the scale [1] of x, where it is static and known already."""
+        if self.input_scale is not None:
+            return program.weights.tensor(str(self.input_scale.target))
+        planned = program.plan.get(self.name)
+        if self.target is not ops.linear or planned is None or not planned.is_static:
+            return None
+        entry = scale_entry(self.name)
+        return program.weights.tensor(entry) if entry in program.weights else None
+
     def emit(self, before: fx.Node) -> fx.Node:
         """Add this product to the graph before a node."""
         arguments: list[Any] = [*self.inputs, self.weight, self.bias, self.residual]
         while arguments[-1] is None:
             arguments.pop()
         options = dict(self.options)
+        if self.input_scale is not None:
+            options["input_scale"] = self.input_scale
         if self.activation != "none":
             options["activation"] = self.activation
         if self.gated:
@@ -105,6 +122,9 @@ def obstacle(program: Program, products: Sequence[Product]) -> str | None:
     schemes = sorted({product.scheme(program) for product in products})
     if len(schemes) > 1:
         return f"their schemes differ ({', '.join(schemes)})"
+    scales = [product.static_scale(program) for product in products]
+    if len({None if scale is None else scale_bits(scale) for scale in scales}) > 1:
+        return "the static scales of what they read differ"
     if any(product.bias is not None and not is_weight(product.bias) for product in products):
         return "a bias is computed"
     if not all(product.is_bare for product in products):
@@ -112,28 +132,36 @@ def obstacle(program: Program, products: Sequence[Product]) -> str | None:
     return None
 
 
-def stack(
-    program: Program, parts: Sequence[Rows], name: str, before: fx.Node
-) -> tuple[fx.Node, fx.Node | None]:
+def stack(program: Program, parts: Sequence[Rows], name: str, before: fx.Node) -> Product:
     """Store the weights of `parts`, and their biases, one upon the other.
 
-    Returns nodes that read the new weight `name`.weight and bias `name`.bias, put before a node. A
-    missing bias among others is one of zeros. The plan follows; the parts' own weights stay until
-    `forget_unread` removes them.
+    Returns the first part's product with nodes, put before a node, that read the new weight
+    `name`.weight and bias `name`.bias. A missing bias among others is one of zeros. The plan
+    follows, and so does the static scale that the parts agree upon; the parts' own weights stay
+    until `forget_unread` removes them.
     """
+    first = parts[0].product
     weight, bias = f"{name}.weight", f"{name}.bias"
     program.weights.put(weight, _stack_weights(program, parts))
     biases = None
     if any(part.product.bias is not None for part in parts):
         biases = torch.cat([_bias(program, part) for part in parts])
         program.weights.put(bias, biases)
-    planned = program.plan.get(parts[0].product.name)
-    if planned is not None:
-        program.plan[name] = planned
+    if first.name in program.plan:
+        program.plan[name] = program.plan[first.name]
+    scale = first.static_scale(program)
+    if scale is not None:
+        program.weights.put(scale_entry(name), scale)
+
+    def read(entry: str) -> fx.Node:
+        return shapes.add_weight(program.graph, program.weights, entry)
+
     with program.graph.inserting_before(before):
-        return (
-            shapes.add_weight(program.graph, program.weights, weight),
-            None if biases is None else shapes.add_weight(program.graph, program.weights, bias),
+        return replace(
+            first,
+            weight=read(weight),
+            bias=None if biases is None else read(bias),
+            input_scale=None if first.input_scale is None else read(scale_entry(name)),
         )
 
 
@@ -149,6 +177,8 @@ def forget_unread(program: Program, products: Sequence[Product]) -> None:
     for name in dict.fromkeys(str(node.target) for node in nodes if is_weight(node)):
         if name not in read:
             program.plan.pop(operator_name(name), None)
+            if scale_entry(operator_name(name)) not in read:
+                program.weights.remove(scale_entry(operator_name(name)))
         if name in program.weights and program.weights.resolve(name) not in entries:
             program.weights.remove(name)
 

@@ -76,7 +76,7 @@ def norm(spec: NormSpec, target: Target, rows: Rows) -> PrimFunc:
 
 
 def norm_quantize(spec: NormSpec, out: QuantizeSpec, target: Target, rows: Rows) -> PrimFunc:
-    """x, weight and bias as `norm` → codes, scales, sums as `quantize`."""
+    """x, weight and bias as `norm`, scale, if static → codes, scales, sums as `quantize`."""
     with kernel(f"{spec.kind}_norm_quantize") as built:
         m = 1 if rows == "one" else size("m")
         x = argument("x", (m, spec.k), "float32")

@@ -1,4 +1,4 @@
-"""Quantise activations as they arrive: int8 codes, their scales, and the sums of the codes.
+"""Quantise activations: int8 codes, their scales, and the sums of the codes.
 
 The arithmetic is `qcompiler.core.reference.quantize_activation`, bit for bit. The sums of the codes
 over each group of the weight they will meet fold in the weight's offset: codes are stored unsigned,
@@ -21,19 +21,22 @@ from codegen.kernels.builder import (
     ceil_div,
     constant,
     kernel,
+    load,
     low_bits,
     maximum,
+    minimum,
     reinterpret,
     select,
     serial,
     size,
+    splat,
     store,
 )
 from codegen.kernels.isa import round_to_int32
 from codegen.kernels.row import Read, Rows, Total, keep, over_rows, reader, sweep
 from codegen.kernels.vector_math import horizontal_max_int32, horizontal_sum_int32
 from qcompiler.core.errors import UnsupportedError
-from qcompiler.core.formats import PerGroup, PerToken, TensorFormat
+from qcompiler.core.formats import PerGroup, PerTensor, PerToken, TensorFormat
 from qcompiler.core.target import Target
 
 CODE_PADDING = 8
@@ -55,10 +58,10 @@ class QuantizeSpec:
         granularity = self.form.granularity
         if self.form.bits != 8 or not self.form.symmetric:
             raise UnsupportedError("activations are quantised to 8 symmetric bits only; write a8")
-        if not isinstance(granularity, (PerToken, PerGroup)):
+        if not isinstance(granularity, (PerToken, PerGroup, PerTensor)):
             raise UnsupportedError(
                 f"activations cannot have one scale {granularity}; "
-                "choose one per token or per group"
+                "choose one per token, per group or per tensor"
             )
         if self.scale_groups > 1 and self.scale_group != self.weight_group:
             raise UnsupportedError(
@@ -90,27 +93,34 @@ class QuantizeSpec:
 
 @dataclass(frozen=True)
 class QuantizedRows:
-    """The outputs: codes [m, padded k] int8, scales [m, groups] float32, sums [m, groups] int32."""
+    """The outputs: codes [m, padded k] int8, scales [m, groups] float32, sums [m, groups] int32.
+
+    `static` is the scale [1] float32 that a static format is given.
+    """
 
     codes: Buffer
     scales: Buffer
     sums: Buffer
+    static: Buffer | None = None
 
     @classmethod
     def declare(cls, rows: Expr, spec: QuantizeSpec) -> QuantizedRows:
-        """Add the three buffers to the function's arguments."""
+        """Add the buffers to the function's arguments, a scale that is given before the others."""
+        given = argument("scale", (1,), "float32") if spec.form.is_static else None
         return cls(
             argument("codes", (rows, spec.padded_k), "int8"),
             argument("scales", (rows, spec.scale_groups), "float32"),
             argument("sums", (rows, spec.sum_groups), "int32"),
+            given,
         )
 
 
 def quantize(spec: QuantizeSpec, target: Target, rows: Rows) -> PrimFunc:
     """x [m, k] float32 → codes [m, kp] int8, scales [m, ga] float32, sums [m, gw] int32.
 
-    kp is k rounded up to a multiple of 8, the padding zero; ga and gw are the groups of the
-    activation's scales and of the weight's. m is 1 for one row.
+    A static format takes its scale [1] float32 after x. kp is k rounded up to a multiple of 8, the
+    padding zero; ga and gw are the groups of the activation's scales and of the weight's. m is 1
+    for one row.
     """
     with kernel("quantize") as built:
         m = 1 if rows == "one" else size("m")
@@ -159,8 +169,12 @@ def _quantize_token(
     read: Read, spec: QuantizeSpec, out: QuantizedRows, row: Expr, lanes: int
 ) -> None:
     """One scale for the row; sums for each group of the weight."""
-    again = keep(read, spec.k, lanes)
-    inverse = _scale(again, spec.k, out, row, 0, lanes)
+    if out.static is None:
+        again = keep(read, spec.k, lanes)
+        inverse = _scale(again, spec.k, out, row, 0, lanes)
+    else:
+        again = read  # just once: its size is no matter
+        inverse = _given_scale(out.static, out, row)
     if spec.sum_groups == 1:
         store(out.sums, _codes(again, inverse, 0, spec.k, out, row, lanes), row, 0)
         return
@@ -195,6 +209,13 @@ def _scale(read: Read, length: int, out: QuantizedRows, row: Expr, group: Expr, 
     return bind(select(value > zero, constant(1.0, "float32") / value * top, zero))
 
 
+def _given_scale(scale: Buffer, out: QuantizedRows, row: Expr) -> Expr:
+    """Store the scale of a static format as the row's, return 1 / scale."""
+    value = bind(load(scale, 0))
+    store(out.scales, value, row, 0)
+    return bind(constant(1.0, "float32") / value)
+
+
 def _codes(
     read: Read, inverse: Expr, start: Expr, length: int, out: QuantizedRows, row: Expr, lanes: int
 ) -> Expr:
@@ -202,7 +223,11 @@ def _codes(
     total = Total(length, lanes, "int32", 0)
 
     def see(at: Expr, width: int, count: int) -> None:
-        code = bind(round_to_int32(bind(read(at, width, count) * broadcast(inverse, width))))
+        steps = bind(read(at, width, count) * broadcast(inverse, width))
+        if out.static is not None:  # else the largest one gives 127
+            steps = bind(minimum(steps, splat(127.0, width)))
+            steps = bind(maximum(steps, splat(-127.0, width)))
+        code = bind(round_to_int32(steps))
         total.update(width, lambda old: old + code)
         narrow = bind(cast(code, "int8"))
         # A last vector of fewer numbers ends in the padding, whose codes come out as zeros.

@@ -24,11 +24,12 @@ def quantize(f: FunctionLowering, node: fx.Node) -> tuple[Value, ...]:
     x: Value = f.argument(node.args[0])
     spec = _quantize_spec(node, int(x.shape[-1]))
     rows = rows_of(f.row_count(x))
+    scale = [f.shaped(f.argument(node.args[1]))] if spec.form.is_static else []
     outputs = f.kernel(
         ("quantize", spec, rows),
         lambda: quantizers.quantize(spec, f.target, rows),
         f"quantize_{rows}",
-        [f.rows(x)],
+        [f.rows(x), *scale],
         _quantized_rows(f, x, spec),
     )
     f.kernels[node.name] = (f"quantize_{rows}", str(spec.form))
@@ -88,12 +89,13 @@ def norm_quantize(kind: Kind) -> Lowering:
         x: Value = f.argument(node.args[0])
         spec, inputs = _norm_inputs(f, node, kind)
         form = _quantize_spec(node, spec.k)
+        scale = [f.shaped(f.argument(options(node)["scale"]))] if form.form.is_static else []
         rows = rows_of(f.row_count(x))
         outputs = f.kernel(
             ("norm_quantize", spec, form, rows),
             lambda: norms.norm_quantize(spec, form, f.target, rows),
             f"{kind}_norm_quantize_{rows}",
-            inputs,
+            [*inputs, *scale],
             _quantized_rows(f, x, form),
         )
         f.kernels[node.name] = (f"{kind}_norm_quantize_{rows}", f"{spec.k} features, {form.form}")

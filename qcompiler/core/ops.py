@@ -143,9 +143,10 @@ def rms_norm_quantize(
     eps: float,
     offset: float = 0.0,
     form: TensorFormat,
+    scale: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`rms_norm`, then `quantize`, in one."""
-    return quantize(rms_norm(x, weight, eps=eps, offset=offset), form=form)
+    return quantize(rms_norm(x, weight, eps=eps, offset=offset), scale, form=form)
 
 
 def layer_norm_quantize(
@@ -155,9 +156,10 @@ def layer_norm_quantize(
     *,
     eps: float,
     form: TensorFormat,
+    scale: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`layer_norm`, then `quantize`, in one."""
-    return quantize(layer_norm(x, weight, bias, eps=eps), form=form)
+    return quantize(layer_norm(x, weight, bias, eps=eps), scale, form=form)
 
 
 def rotary(

@@ -32,7 +32,7 @@ def timer() -> MachineKernelTimer:
     return MachineKernelTimer(find("native"), lambda: None)
 
 
-@pytest.mark.parametrize("scheme", [W4, W8Z, None])
+@pytest.mark.parametrize("scheme", [W4, W8Z, QuantScheme.parse("w8a8s"), None])
 @pytest.mark.parametrize("gated", [False, True])
 def test_a_product_is_a_legal_program(scheme: QuantScheme | None, gated: bool) -> None:
     program = product_program(96, 128, scheme, 1, gated=gated)

@@ -8,7 +8,7 @@ from codegen.kernels.norm import NormSpec, norm, norm_quantize
 from codegen.kernels.quantize import QuantizeSpec
 from qcompiler.core import ops
 from qcompiler.core.errors import UsageError
-from qcompiler.core.formats import PerGroup, PerToken, TensorFormat
+from qcompiler.core.formats import PerGroup, PerTensor, PerToken, TensorFormat
 from qcompiler.core.reference import sqnr
 
 pytestmark = pytest.mark.tvm
@@ -52,11 +52,15 @@ def test_norm(spec, target, compile_kernel):
             assert sqnr(expected, torch.from_numpy(y.numpy())) > 120
 
 
-@pytest.mark.parametrize("granularity", [PerGroup(32), PerToken()], ids=["group", "token"])
+@pytest.mark.parametrize(
+    "granularity", [PerGroup(32), PerToken(), PerTensor()], ids=["group", "token", "tensor"]
+)
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 def test_norm_quantize(spec, granularity, target, compile_kernel):
     form = TensorFormat(bits=8, granularity=granularity, scale_bits=32)
     out = QuantizeSpec(k=spec.k, form=form, weight_group=form.group_size(spec.k))
+    static = torch.tensor([0.02]) if form.is_static else None
+    scale = [] if static is None else [tvm.runtime.tensor(static.numpy())]
     for rows, counts in (("one", (1,)), ("many", (1, 9))):
         function = compile_kernel(norm_quantize(spec, out, target, rows), target)
         for m in counts:
@@ -64,9 +68,9 @@ def test_norm_quantize(spec, granularity, target, compile_kernel):
             codes = _empty(m, out.padded_k, dtype=torch.int8)
             scales = _empty(m, out.scale_groups)
             sums = _empty(m, out.sum_groups, dtype=torch.int32)
-            function(*given, codes, scales, sums)
+            function(*given, *scale, codes, scales, sums)
             codes, scales, sums = (torch.from_numpy(t.numpy()) for t in (codes, scales, sums))
-            expected, expected_scales = ops.quantize(y, form=form)
+            expected, expected_scales = ops.quantize(y, static, form=form)
             # The norm's last bit depends on the order of its sum, and turns a code now and then.
             turned = (codes[:, : spec.k].int() - expected.int()).abs()
             assert turned.max() <= 1

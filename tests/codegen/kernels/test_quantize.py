@@ -6,7 +6,7 @@ import tvm
 
 from codegen.kernels.quantize import QuantizeSpec, quantize
 from qcompiler.core.errors import UnsupportedError
-from qcompiler.core.formats import PerChannel, PerGroup, PerToken, TensorFormat
+from qcompiler.core.formats import PerChannel, PerGroup, PerTensor, PerToken, TensorFormat
 from qcompiler.core.reference import quantize_activation
 
 pytestmark = pytest.mark.tvm
@@ -15,6 +15,9 @@ pytestmark = pytest.mark.tvm
 def _form(group):
     granularity = PerToken() if group is None else PerGroup(group)
     return TensorFormat(bits=8, granularity=granularity, scale_bits=32)
+
+
+STATIC = TensorFormat(bits=8, granularity=PerTensor(), scale_bits=32)
 
 
 def _outputs(m, spec):
@@ -66,6 +69,41 @@ def test_codes_are_exact(k, group, weight_group, target, compile_kernel):
             assert torch.equal(sums, _sums(expected, weight_group))
 
 
+@pytest.mark.parametrize(
+    ("k", "weight_group"),
+    [(64, 32), (576, 576), (576, 64), (576, 128), (100, 40), (13, 13), (1000, 512), (5, 5)],
+)
+def test_static_codes_are_exact(k, weight_group, target, compile_kernel):
+    spec = QuantizeSpec(k=k, form=STATIC, weight_group=weight_group)
+    for rows, counts in (("one", (1, 1)), ("many", (1, 7, 33))):
+        function = compile_kernel(quantize(spec, target, rows), target)
+        for m in counts:
+            # Most is within reach, the ends are clipped, some by so much that no integer holds it.
+            x = torch.randn(m, k) * torch.logspace(-3, 3, k)
+            x[0, :4] = torch.tensor([1e30, -1e30, 0.0, -0.0])
+            scale = torch.rand(1) + 0.01
+            out = _outputs(m, spec)
+            function(tvm.runtime.tensor(x.numpy()), tvm.runtime.tensor(scale.numpy()), *out)
+            codes, scales, sums = (torch.from_numpy(t.numpy()) for t in out)
+            expected, expected_scales = quantize_activation(x, spec.form, scale)
+            assert torch.equal(codes[:, :k], expected)
+            assert (codes[:, k:] == 0).all()
+            assert torch.equal(scales, expected_scales)
+            assert torch.equal(sums, _sums(expected, weight_group))
+
+
+@pytest.mark.parametrize("exponent", [-126, -20, 0, 90])
+def test_static_scales_of_any_size(exponent, target, compile_kernel):
+    spec = QuantizeSpec(k=600, form=STATIC, weight_group=600)
+    scale = torch.tensor([1.37 * 2.0**exponent])
+    x = (torch.rand(1, 600) - 0.5) * 300 * scale
+    out = _outputs(1, spec)
+    given = [tvm.runtime.tensor(t.numpy()) for t in (x, scale)]
+    compile_kernel(quantize(spec, target, "one"), target)(*given, *out)
+    expected, _ = quantize_activation(x, spec.form, scale)
+    assert torch.equal(torch.from_numpy(out[0].numpy()), expected)
+
+
 def test_ties_round_to_even(target, compile_kernel):
     spec = QuantizeSpec(k=64, form=_form(None), weight_group=64)
     x = (torch.arange(64) - 32.0).unsqueeze(0) / 2
@@ -80,7 +118,11 @@ def test_ties_round_to_even(target, compile_kernel):
     [
         (_form(64), 32, "groups of 64 cannot meet a weight in groups of 32"),
         (TensorFormat(bits=4, granularity=PerToken()), 32, "8 symmetric bits only"),
-        (TensorFormat(bits=8, granularity=PerChannel()), 32, "one per token or per group"),
+        (
+            TensorFormat(bits=8, granularity=PerChannel()),
+            32,
+            "one per token, per group or per tensor",
+        ),
     ],
 )
 def test_unsupported(form, weight_group, message):
