@@ -13,6 +13,7 @@ from passes.legalize import Legalize
 from passes.measure_cost import MeasureCost
 from passes.measure_hessian import MeasureHessian
 from passes.measure_sensitivity import MeasureSensitivity
+from passes.observe_activations import ObserveActivations
 from passes.quantize_gptq import QuantizeGptq
 from passes.quantize_kv import QuantizeKv
 from passes.quantize_rtn import QuantizeRtn
@@ -28,6 +29,7 @@ PASSES: tuple[type[Pass], ...] = (
     AllocateBits,
     SetBits,
     QuantizeKv,
+    ObserveActivations,
     QuantizeRtn,
     QuantizeGptq,
     QuantizeSignround,

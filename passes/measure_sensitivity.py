@@ -61,7 +61,11 @@ class MeasureSensitivity(Pass):
         if not self.choices:
             raise ConfigError("there are no choices; give at least one, such as 'w4a8g64'")
         for text in self._schemes:
-            QuantScheme.parse(text)
+            if QuantScheme.parse(text).is_static:
+                raise ConfigError(
+                    f"the choice {text} has activations of a static scale, which is found after "
+                    "bits are chosen; leave out the 's' here, and plan it with 'set-bits'"
+                )
         if self.samples is not None and self.samples < (self.metric != "weight-variance"):
             raise ConfigError(
                 f"samples = {self.samples} measures nothing; use 1 or more"

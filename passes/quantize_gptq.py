@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -10,6 +11,8 @@ import torch
 from passes.block_loop import quantize_blocks
 from passes.gptq import GptqSettings, Order, ScaleSearch, ScaleTime
 from passes.gptq_block import GptqOfBlocks, note_operators
+from passes.input_scales import check_scales
+from passes.observe_activations import check_observed
 from qcompiler.core.errors import ConfigError
 from qcompiler.core.pass_base import Pass, PassContext
 from qcompiler.core.program import Program
@@ -55,7 +58,11 @@ class QuantizeGptq(Pass):
     def calibrates(self) -> bool:
         return True
 
+    def check_after(self, earlier: Sequence[Pass]) -> None:
+        check_observed(earlier)
+
     def run(self, program: Program, context: PassContext) -> None:
+        check_scales(program)
         quantizer = GptqOfBlocks(
             settings=self.settings,
             correction=self.correction,

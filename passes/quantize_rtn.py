@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
 
+from passes.input_scales import check_scales
 from passes.moments import moments
+from passes.observe_activations import check_observed
 from passes.planned import PlannedWeight, planned_weights, put_codes
 from passes.rounding import round_to_nearest
 from passes.scale_search import round_searched
@@ -51,7 +54,11 @@ class QuantizeRtn(Pass):
     def calibrates(self) -> bool:
         return self.search == "activation"
 
+    def check_after(self, earlier: Sequence[Pass]) -> None:
+        check_observed(earlier)
+
     def run(self, program: Program, context: PassContext) -> None:
+        check_scales(program)
         planned = planned_weights(program)
         importance = self._importance(program, context) if self.calibrates else {}
         errors: dict[str, dict[str, float]] = {}

@@ -12,6 +12,8 @@ from passes.activations import Activations, Values
 from passes.block_loop import FLOAT_TOKENS, BlockResult, BlockRun, cannot_quantize, quantize_blocks
 from passes.gptq import GptqSettings
 from passes.gptq_block import GptqOfBlocks, note_operators
+from passes.input_scales import check_scales
+from passes.observe_activations import check_observed
 from passes.rounding import round_to_nearest
 from passes.scale_search import round_searched
 from passes.signround import BlockLoss, LearnedScales, LearnedWeight, Training, learn_rounding
@@ -106,7 +108,11 @@ class QuantizeSignround(Pass):
     def calibrates(self) -> bool:
         return True
 
+    def check_after(self, earlier: Sequence[Pass]) -> None:
+        check_observed(earlier)
+
     def run(self, program: Program, context: PassContext) -> None:
+        check_scales(program)
         rate, scale_rate = (share / self.iterations for share in RATES[self.start])
         if self.learn == "scales":
             scale_rate = SCALE_RATE
