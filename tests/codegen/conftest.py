@@ -24,8 +24,10 @@ from passes.fuse_norm import FuseNorm
 from passes.fuse_qkv import FuseQkv
 from passes.fuse_rope import FuseRope
 from passes.legalize import Legalize
+from passes.observe_activations import ObserveActivations
 from passes.quantize_rtn import QuantizeRtn
 from passes.set_bits import Rule, SetBits
+from qcompiler.core.calibration import Calibration
 from qcompiler.core.interpreter import TorchLanguageModel
 from qcompiler.core.pass_base import Pass, PassContext
 from qcompiler.core.pipeline import Pipeline
@@ -39,14 +41,26 @@ FUSE = (FuseQkv(), FuseGateUp(), FuseEpilogue(), FuseRope(), FuseNorm())
 
 @pytest.fixture
 def legal() -> Callable[..., Program]:
-    """Return a function that runs all passes on a captured program; a scheme quantises it."""
+    """Return a function that runs all passes on a captured program; a scheme quantises it.
 
-    def run(program: Program, target: Target, scheme: str = "float") -> Program:
-        steps: tuple[Pass, ...] = (Canonicalize(), *FUSE, Legalize())
+    A static one takes samples.
+    """
+
+    def run(
+        program: Program,
+        target: Target,
+        scheme: str = "float",
+        samples: tuple[tuple[torch.Tensor, ...], ...] = (),
+    ) -> Program:
+        steps: tuple[Pass, ...] = ()
         if scheme != "float":
-            rounded = (SetBits(rules=(Rule(scheme=scheme),)), QuantizeRtn())
-            steps = (Canonicalize(), *rounded, *FUSE, Legalize())
-        Pipeline(steps, start=program.stage).run(program, PassContext(target=target))
+            observe = (ObserveActivations(),) if samples else ()
+            steps = (SetBits(rules=(Rule(scheme=scheme),)), *observe, QuantizeRtn())
+        context = PassContext(
+            target=target, calibration=Calibration(samples=samples, source="a test")
+        )
+        steps = (Canonicalize(), *steps, *FUSE, Legalize())
+        Pipeline(steps, start=program.stage).run(program, context)
         return program
 
     return run

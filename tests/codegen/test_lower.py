@@ -101,6 +101,32 @@ def test_a_family_in_integers(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("family", "scheme", "target"),
+    [
+        ("llama", "w8a8s", NATIVE),
+        ("llama", "w4a8g32zs", AVX2),
+        ("gpt2", "w4a8s", NATIVE),  # layer norms
+        ("gemma2", "w8a8g32s", AVX2),  # a norm behind each product too
+    ],
+)
+def test_a_family_of_static_scales(
+    family: str, scheme: str, target: str, legal: Legal, compiled: Compiled
+) -> None:
+    machine = runnable(target)
+    samples = tuple((torch.arange(seed, seed + 30) * 37 % 256,) for seed in range(3))
+    program = legal(capture(tiny_model(family)), machine, scheme, samples)
+    called = {getattr(node.target, "__name__", "") for node in program.graph.nodes}
+    assert called & {"rms_norm_quantize", "layer_norm_quantize"}
+    assert "quantize" in called
+    run = compiled(program, machine)
+    assert "decode" in run.steps
+    logits, closest, _ = closeness(program, run)
+    assert closest > 100
+    assert logits > 30
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["gpt_neox", "gemma3"])
 def test_a_family_in_float_on_avx2(family: str, legal: Legal, compiled: Compiled) -> None:
     target = runnable(AVX2)
@@ -198,6 +224,8 @@ class Odd(nn.Module):
         ("w4a8g128z", AVX2),
         ("w8a8g64t", NATIVE),
         ("w4a8g64zt", NATIVE),
+        ("w8a8s", NATIVE),
+        ("w4a8g64zs", AVX2),
     ],
 )
 def test_odd_sizes(scheme: str, target: str, legal: Legal, compiled: Compiled) -> None:
@@ -205,7 +233,8 @@ def test_odd_sizes(scheme: str, target: str, legal: Legal, compiled: Compiled) -
     torch.manual_seed(0)
     sizes = ({0: torch.export.Dim("t", min=1, max=99)},)
     program = capture(Odd().eval(), example_inputs=(torch.randn(4, 328),), dynamic_shapes=sizes)
-    run = compiled(legal(program, machine, scheme), machine)
+    samples = ((torch.randn(20, 328),),) if scheme.endswith("s") else ()
+    run = compiled(legal(program, machine, scheme, samples), machine)
     for tokens in (1, 2, 31):
         x = torch.randn(tokens, 328)
         (actual,) = run(x)

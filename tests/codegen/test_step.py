@@ -47,6 +47,12 @@ def llama(legal: Callable[..., Program]) -> Program:
     return legal(capture(tiny_model("llama")), find("native"), "w4a8g32")
 
 
+@pytest.fixture
+def static_llama(legal: Callable[..., Program]) -> Program:
+    samples = ((torch.arange(30),),)
+    return legal(capture(tiny_model("llama")), find("native"), "w8a8s", samples)
+
+
 @pytest.mark.parametrize("serial_bytes", [1 << 17, 1])
 def test_a_step_gives_what_its_kernels_give(
     serial_bytes: int, llama: Program, compiled: Compiled, monkeypatch: pytest.MonkeyPatch
@@ -60,6 +66,16 @@ def test_a_step_gives_what_its_kernels_give(
         logits, caches = tokens_one_by_one(whole, threads)
         assert torch.equal(logits, expected)
         assert all(map(torch.equal, caches, expected_caches))
+
+
+@pytest.mark.slow
+def test_a_step_reads_static_scales(static_llama: Program, compiled: Compiled) -> None:
+    whole = compiled(static_llama, find("native"))
+    parts = compiled(static_llama, find("native"), steps=())
+    assert "decode" in whole.steps
+    expected, _ = tokens_one_by_one(parts, 2)
+    for threads in (1, 2, 1):
+        assert torch.equal(tokens_one_by_one(whole, threads)[0], expected)
 
 
 def relax_function(shape: tuple[Any, ...], *, constant: bool = False) -> Any:
