@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from passes.allocate_bits import AllocateBits
 from passes.canonicalize import Canonicalize
+from passes.freeze_fake_quant import FreezeFakeQuant
 from passes.fuse_epilogue import FuseEpilogue
 from passes.fuse_gate_up import FuseGateUp
 from passes.fuse_norm import FuseNorm
 from passes.fuse_qkv import FuseQkv
 from passes.fuse_rope import FuseRope
+from passes.insert_fake_quant import InsertFakeQuant
 from passes.legalize import Legalize
 from passes.measure_cost import MeasureCost
 from passes.measure_hessian import MeasureHessian
@@ -19,6 +21,7 @@ from passes.quantize_kv import QuantizeKv
 from passes.quantize_rtn import QuantizeRtn
 from passes.quantize_signround import QuantizeSignround
 from passes.set_bits import SetBits
+from passes.train_fake_quant import TrainFakeQuant
 from qcompiler.core.pass_base import Pass
 
 PASSES: tuple[type[Pass], ...] = (
@@ -33,6 +36,9 @@ PASSES: tuple[type[Pass], ...] = (
     QuantizeRtn,
     QuantizeGptq,
     QuantizeSignround,
+    InsertFakeQuant,
+    TrainFakeQuant,
+    FreezeFakeQuant,
     FuseQkv,
     FuseGateUp,
     FuseEpilogue,

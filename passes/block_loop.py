@@ -13,7 +13,13 @@ from typing import Any, Protocol
 import torch
 
 from passes.activations import Activations, owned
-from passes.checkpoint import Checkpoint, Codes, open_checkpoint
+from passes.checkpoint import (
+    Checkpoint,
+    Codes,
+    open_checkpoint,
+    pack_codes,
+    unpack_codes,
+)
 from passes.planned import PlannedWeight, planned_weights, put_codes
 from passes.segments import GraphOrder, Segment, SegmentWeights, segments
 from qcompiler.core.calibration import Calibration
@@ -155,6 +161,7 @@ class _Loop:
     ) -> None:
         self.program, self.context, self.quantizer = program, context, quantizer
         self.planned, self.calibration, self.checkpoint = planned, calibration, checkpoint
+        self.formats = {entry: weight.scheme.weight for entry, weight in planned.items()}
         self.codes: Codes = {}
         self._kept_at = time.monotonic()
         parts = segments(program)
@@ -171,8 +178,8 @@ class _Loop:
         start = 0
         if self.checkpoint is not None and self.checkpoint.done:
             for index in range(min(self.checkpoint.done, len(self.parts))):
-                codes, record = self.checkpoint.codes(index)
-                self.codes |= codes
+                tensors, record = self.checkpoint.read(index)
+                self.codes |= unpack_codes(tensors, self.formats)
                 records.append(record)
             start = len(records)
             self.context.progress.tell(
@@ -206,7 +213,7 @@ class _Loop:
             chains = {"quantized": quantized}
             if plain is not None:
                 chains["float"] = plain
-        checkpoint.save(result.codes, result.record, chains)
+        checkpoint.save(pack_codes(result.codes), result.record, chains)
 
     def _block(
         self, index: int, quantized: Activations, plain: Activations | None

@@ -15,11 +15,11 @@ import torch
 
 import qcompiler
 from passes.activations import Activations
-from passes.planned import planned_weights
 from qcompiler.core.calibration import Calibration
 from qcompiler.core.formats import TensorFormat
 from qcompiler.core.options import spec
 from qcompiler.core.pass_base import Pass
+from qcompiler.core.printer import print_program
 from qcompiler.core.program import Program
 from qcompiler.core.qtensor import QuantizedTensor
 
@@ -30,7 +30,7 @@ STATE = "state.json"
 
 
 class Checkpoint:
-    """A folder with the codes of finished blocks, and the activations after one of them.
+    """A folder with the tensors of finished blocks, and the activations after one of them.
 
     A block is finished once `state.json` says so; it is written last, by renaming. The folder's
     name holds a hash of all that the result depends on: another model, text or option begins anew.
@@ -38,15 +38,14 @@ class Checkpoint:
     `done` blocks are finished, and activations are those after the first `reached` of them.
     """
 
-    def __init__(self, folder: Path, formats: Mapping[str, TensorFormat]) -> None:
-        self._folder = folder
-        self._formats = formats
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.done, self.reached = self._read_state()
 
     def _read_state(self) -> tuple[int, int]:
         """Return `done` and `reached`; nothing that is damaged counts."""
         try:
-            state = json.loads((self._folder / STATE).read_text(encoding="utf-8"))
+            state = json.loads((self.folder / STATE).read_text(encoding="utf-8"))
             done, reached = int(state["done"]), int(state["reached"])
             blocks = all(self._block(i).is_file() for i in range(done))
             if blocks and (not reached or self._after(reached).is_dir()):
@@ -55,35 +54,26 @@ class Checkpoint:
             pass
         return 0, 0
 
-    def codes(self, index: int) -> tuple[Codes, dict[str, Any]]:
-        """Read a finished block's codes, and what was recorded of it."""
-        found: Codes = {}
+    def read(self, index: int) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """Read a finished block's tensors, and what was recorded of it."""
         with safetensors.safe_open(self._block(index), "pt") as file:
             record: dict[str, Any] = json.loads(file.metadata()["record"])
-            names = {key.rpartition("|")[0] for key in file.keys()}  # noqa: SIM118
-            for name in sorted(names):
-                form = self._formats[name]
-                zero = None if form.symmetric else file.get_tensor(f"{name}|zero_point")
-                codes, scale = file.get_tensor(f"{name}|codes"), file.get_tensor(f"{name}|scale")
-                found[name] = QuantizedTensor(codes, scale, zero, form)
-        return found, record
+            return {key: file.get_tensor(key) for key in sorted(file.keys())}, record
 
     def activations(self, chain: str, budget: int | None) -> Activations:
         """Open the values after the first `reached` blocks."""
         return Activations.load(self._after(self.reached) / chain, budget=budget)
 
     def save(
-        self, codes: Codes, record: Mapping[str, Any], chains: Mapping[str, Activations] | None
+        self,
+        tensors: Mapping[str, torch.Tensor],
+        record: Mapping[str, Any],
+        chains: Mapping[str, Activations] | None,
     ) -> None:
-        """Keep the next block: codes, what was recorded, and if given the activations after it."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        tensors: dict[str, torch.Tensor] = {}
-        for name, entry in codes.items():
-            tensors |= {f"{name}|codes": entry.codes, f"{name}|scale": entry.scale}
-            if entry.zero_point is not None:
-                tensors[f"{name}|zero_point"] = entry.zero_point
+        """Keep the next block: tensors, a record, and if given the activations after it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
         data = {key: tensor.contiguous() for key, tensor in tensors.items()}
-        partial = self._folder / "partial"
+        partial = self.folder / "partial"
         partial.write_bytes(
             safetensors.torch.save(data, metadata={"record": json.dumps(dict(record))})
         )
@@ -97,17 +87,41 @@ class Checkpoint:
             for chain, activations in chains.items():
                 activations.save(after / chain)
         partial.write_text(json.dumps({"done": done, "reached": reached}), encoding="utf-8")
-        partial.rename(self._folder / STATE)
+        partial.rename(self.folder / STATE)
         self.done, self.reached = done, reached
-        for folder in self._folder.glob("after-*"):
+        for folder in self.folder.glob("after-*"):
             if folder != self._after(reached):
                 shutil.rmtree(folder, ignore_errors=True)
 
     def _block(self, index: int) -> Path:
-        return self._folder / f"block-{index:04}.safetensors"
+        return self.folder / f"block-{index:04}.safetensors"
 
     def _after(self, done: int) -> Path:
-        return self._folder / f"after-{done:04}"
+        return self.folder / f"after-{done:04}"
+
+
+def pack_codes(codes: Codes) -> dict[str, torch.Tensor]:
+    """Return the tensors that codes by entry are kept as."""
+    tensors: dict[str, torch.Tensor] = {}
+    for name, entry in codes.items():
+        tensors |= {f"{name}|codes": entry.codes, f"{name}|scale": entry.scale}
+        if entry.zero_point is not None:
+            tensors[f"{name}|zero_point"] = entry.zero_point
+    return tensors
+
+
+def unpack_codes(tensors: Mapping[str, torch.Tensor], formats: Mapping[str, TensorFormat]) -> Codes:
+    """Return the codes by entry that `pack_codes` made tensors of."""
+    names = sorted({key.rpartition("|")[0] for key in tensors})
+    return {
+        name: QuantizedTensor(
+            tensors[f"{name}|codes"],
+            tensors[f"{name}|scale"],
+            tensors.get(f"{name}|zero_point"),
+            formats[name],
+        )
+        for name in names
+    }
 
 
 def open_checkpoint(
@@ -123,12 +137,12 @@ def open_checkpoint(
         json.dumps(spec(step), sort_keys=True, default=str),
         json.dumps({name: str(scheme) for name, scheme in program.plan.items()}, sort_keys=True),
         calibration.digest,
+        print_program(program),
     ]
     for part in parts:
         digest.update(part.encode() + b"\0")
     _add_weights(digest, program)
-    formats = {entry: weight.scheme.weight for entry, weight in planned_weights(program).items()}
-    return Checkpoint(work / f"{step.name}-{digest.hexdigest()[:16]}", formats)
+    return Checkpoint(work / f"{step.name}-{digest.hexdigest()[:16]}")
 
 
 def _add_weights(digest: Any, program: Program) -> None:

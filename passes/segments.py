@@ -35,6 +35,9 @@ Tap = Callable[[str, torch.Tensor], None]
 Requantized = dict[tuple[Any, TensorFormat, float | None], torch.Tensor]
 """What products have read so far, by node, format and static scale, so that several share it."""
 
+Replace = Callable[[fx.Node, Mapping[str, Any]], Any]
+"""Returns the value of a node for those of others, or None where the node is to be called."""
+
 TABLES = frozenset({ops.embedding, ops.quantized_embedding})
 
 
@@ -77,17 +80,24 @@ class Segment:
         weights: Weights,
         schemes: Mapping[str, QuantScheme] | None = None,
         tap: Tap | None = None,
+        replace: Replace | None = None,
     ) -> Values:
         """Run the segment on what was live before it; return what is live after it.
 
-        Products named in `schemes` see their input as the scheme quantises it, as does `tap`.
-        `values` is left as it is. Caches start empty, and are forgotten.
+        Products named in `schemes` see their input as the scheme quantises it, as does `tap`. What
+        `replace` gives takes the place of calling a node. `values` is left as it is. Caches start
+        empty, and are forgotten.
         """
         env: dict[str, Any] = dict(values)
         requantized: Requantized = {}
         for place, node in enumerate(self.nodes, start=self.begin):
             self.order.provide_caches(node, env)
-            env[node.name] = _call(node, env, weights, schemes or {}, tap, requantized)
+            given = None if replace is None else replace(node, env)
+            env[node.name] = (
+                _call(node, env, weights, schemes or {}, tap, requantized)
+                if given is None
+                else given
+            )
             for name in self.order.dead_after[place]:
                 env.pop(name, None)
         return env

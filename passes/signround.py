@@ -79,6 +79,24 @@ class Learned:
     curve: tuple[float, ...]
 
 
+def within_cells(weight: torch.Tensor, start: QuantizedTensor) -> torch.Tensor:
+    """Return a weight [n, k] whose entries round to the codes they start from.
+
+    An entry for which that is not the nearest counts as lying near the edge of its code's cell.
+    """
+    form, k = start.format, weight.shape[1]
+    scale = start.scale.to(torch.float32).unsqueeze(2)
+    levels = group_rows(start.codes.to(torch.float32), form)
+    first, last = (torch.tensor(float(end)) for end in form.code_range)
+    if start.zero_point is not None:
+        zero = start.zero_point.to(torch.float32).unsqueeze(2)
+        levels, first, last = levels - zero, first - zero, last - zero
+    steps = group_rows(weight.to(torch.float32), form) / scale
+    settled = torch.clamp(steps.round(), first, last) == levels
+    near = levels + (steps - levels).clamp_(-EDGE, EDGE)
+    return torch.where(settled, steps, near).mul_(scale).flatten(1)[:, :k].contiguous()
+
+
 class LearnedWeight:
     """A weight [n, k], the codes it starts from, and the offsets and factors that are learned.
 
@@ -93,20 +111,11 @@ class LearnedWeight:
         self._zero = (
             None if start.zero_point is None else start.zero_point.to(torch.float32).unsqueeze(2)
         )
-        self._entries = self._within_cells(group_rows(weight.to(torch.float32), self._form), start)
+        self._entries = group_rows(within_cells(weight, start), self._form)
         self.offsets = torch.zeros_like(self._entries)
         # Of the scale; of an asymmetric format, of the lower and of the upper end of the range.
         ends = 1 if self._zero is None else 2
         self.factors = torch.ones(ends, *self._scale.shape)
-
-    def _within_cells(self, entries: torch.Tensor, start: QuantizedTensor) -> torch.Tensor:
-        levels = group_rows(start.codes.to(torch.float32), self._form)
-        if self._zero is not None:
-            levels -= self._zero
-        u = entries / self._scale
-        settled = self._clamp(torch.round(u), self._zero) == levels
-        near = levels + (u - levels).clamp_(-EDGE, EDGE)
-        return torch.where(settled, entries, near * self._scale)
 
     def _clamp(self, levels: torch.Tensor, zero: torch.Tensor | None) -> torch.Tensor:
         """Keep codes less their zero points within the format, in place."""

@@ -16,7 +16,7 @@ def preset_names() -> list[str]:
     """Return the names of the presets, sorted.
 
     >>> preset_names()
-    ['balanced', 'float', 'w4a8', 'w4a8-gptq', 'w4a8-signround', 'w8a8']
+    ['balanced', 'float', 'qat-w4a8kv4', 'w4a8', 'w4a8-gptq', 'w4a8-signround', 'w8a8']
     """
     return sorted(file.stem for file in FOLDER.glob("*.toml"))
 

@@ -24,6 +24,7 @@ class LineProgress:
     def __init__(self) -> None:
         self._open: list[tuple[str, float]] = []
         self._last = time.monotonic()
+        self._status = ""
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
@@ -34,6 +35,7 @@ class LineProgress:
             self._line(f"{name}: {time.monotonic() - start:.1f} s")
         finally:
             self._open.pop()
+            self._status = ""
 
     def advance(self, done: int, total: int) -> None:
         now = time.monotonic()
@@ -41,7 +43,11 @@ class LineProgress:
             return
         name, start = self._open[-1]
         left = f", about {(now - start) / done * (total - done):.0f} s left" if done else ""
-        self._line(f"{name}: {done} of {total}{left}")
+        status = f", {self._status}" if self._status else ""
+        self._line(f"{name}: {done} of {total}{left}{status}")
+
+    def status(self, text: str) -> None:
+        self._status = text
 
     def tell(self, text: str) -> None:
         self._line(text)
@@ -57,11 +63,13 @@ class BarProgress:
     def __init__(self, bars: Bars) -> None:
         self._bars = bars
         self._open: list[TaskID] = []
+        self._names: list[str] = []
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
         start = time.monotonic()
-        task = self._bars.add_task("  " * len(self._open) + name, total=None)
+        self._names.append("  " * len(self._open) + name)
+        task = self._bars.add_task(self._names[-1], total=None)
         self._open.append(task)
         try:
             yield
@@ -70,11 +78,16 @@ class BarProgress:
                 self._bars.console.print(f"{name}: {took:.1f} s", markup=False, highlight=False)
         finally:
             self._open.pop()
+            self._names.pop()
             self._bars.remove_task(task)
 
     def advance(self, done: int, total: int) -> None:
         if self._open:
             self._bars.update(self._open[-1], completed=done, total=total)
+
+    def status(self, text: str) -> None:
+        if self._open:
+            self._bars.update(self._open[-1], description=f"{self._names[-1]}: {text}")
 
     def tell(self, text: str) -> None:
         self._bars.console.print(text, markup=False, highlight=False)

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
+from qcompiler.core.weights import WeightStore
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sensitivity:
@@ -113,3 +115,16 @@ class Allocation:
     front: tuple[PlanPoint, ...] = ()
     others: tuple[PlanPoint, ...] = ()
     relative: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class FakeQuantization:
+    """What is learned of a fake-quantised program, and what it is to stay close to.
+
+    `trainable` are names in the weight store, `scales` those among them that are scales or clips,
+    which learn at a rate of their own. `float_weights` are the weights before they were rounded.
+    """
+
+    trainable: tuple[str, ...]
+    scales: frozenset[str]
+    float_weights: WeightStore

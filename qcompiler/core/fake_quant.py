@@ -8,8 +8,8 @@ arXiv 1308.3432) and scales learn as in LSQ (arXiv 1902.08153). Shape letters: `
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any, cast
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -68,9 +68,7 @@ def fake_quantize_weight(
     of the values they lie between: round(w/s) − w/s, and the last code where they are clamped. A
     weight of integers has codes that stay: its scales get the gradient of code · scale.
     """
-    found: torch.Tensor = cast(Callable[..., Any], _RoundWeight.apply)(
-        weight, scale, zero_point, form
-    )
+    found: torch.Tensor = _RoundWeight.apply(weight, scale, zero_point, form)  # type: ignore[no-untyped-call]
     return found
 
 
@@ -100,19 +98,19 @@ def fake_quantize(
 
     A static format has its `scale`, [1], which learns as a weight's does.
     """
-    found: torch.Tensor = cast(Callable[..., Any], _RoundActivation.apply)(x, scale, form)
+    found: torch.Tensor = _RoundActivation.apply(x, scale, form)  # type: ignore[no-untyped-call]
     return found
 
 
 def fake_store(x: torch.Tensor, kv: str) -> torch.Tensor:
     """Return keys or values [..., d] as they are read from a cache of the format `kv`."""
-    found: torch.Tensor = cast(Callable[..., Any], _StoreRows.apply)(x, kv)
+    found: torch.Tensor = _StoreRows.apply(x, kv)  # type: ignore[no-untyped-call]
     return found
 
 
 def fake_query(q: torch.Tensor, kv: str) -> torch.Tensor:
     """Return queries [..., d] as they are multiplied with keys of the format `kv`."""
-    found: torch.Tensor = cast(Callable[..., Any], _AskRows.apply)(kv_rows.turned(q, kv), kv)
+    found: torch.Tensor = _AskRows.apply(kv_rows.turned(q, kv), kv)  # type: ignore[no-untyped-call]
     return found
 
 
@@ -195,9 +193,7 @@ class _RoundActivation(torch.autograd.Function):
     ) -> torch.Tensor:
         ctx.form = form
         ctx.save_for_backward(*(() if scale is None else (x, scale)))
-        codes, scales = (
-            quantize_activation(x, form) if scale is None else quantize_activation(x, form, scale)
-        )
+        codes, scales = quantize_activation(x, form, scale)
         k = x.shape[-1]
         size, groups = form.group_size(k), form.groups(k)
         if groups * size == k:

@@ -23,8 +23,8 @@ PYTHON_OPS = frozenset(
 )
 """Arithmetic on symbolic sizes, and picking one of several results."""
 
-FUSED_AWAY = frozenset({ops.quantized_linear})
-"""Operators that legalize splits, so that code generation never sees them."""
+FUSED_AWAY = frozenset({ops.quantized_linear, *ops.TRAINED_AWAY})
+"""Operators that code generation never sees: legalize splits them, or training ends before."""
 
 LEGAL_ATEN = frozenset(
     {

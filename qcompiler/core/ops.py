@@ -13,6 +13,9 @@ import torch
 import torch.nn.functional as functional
 
 from qcompiler.core import kv_rows, reference
+from qcompiler.core.fake_quant import fake_quantize as fake_quantize
+from qcompiler.core.fake_quant import fake_quantize_weight as fake_quantize_weight
+from qcompiler.core.fake_quant import range_scale as range_scale
 from qcompiler.core.formats import QuantScheme, TensorFormat
 from qcompiler.core.kv_format import pair
 from qcompiler.core.qtensor import QuantizedTensor
@@ -106,6 +109,13 @@ def quantized_matmul(
     """Product of activations that are quantised already; epilogue as `linear`."""
     y = reference.quantized_matmul(codes, scales, weight)
     return _finish(y, bias, residual, activation, gated)
+
+
+def low_rank_update(weight: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """weight + left · right: [n, k], [n, r] and [r, k], of which the latter two are learned (LoRA,
+    arXiv 2106.09685).
+    """
+    return weight + left @ right
 
 
 def embedding(ids: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -269,11 +279,18 @@ def dense_attention(
     return y.transpose(1, 2)
 
 
+TRAINED_AWAY = frozenset({fake_quantize, fake_quantize_weight, range_scale, low_rank_update})
+"""Operators that a program has while it is trained, and no more when it is quantised."""
+
 OPS: tuple[Callable[..., object], ...] = (
     linear,
     quantized_linear,
     quantize,
     quantized_matmul,
+    fake_quantize,
+    fake_quantize_weight,
+    range_scale,
+    low_rank_update,
     embedding,
     quantized_embedding,
     rms_norm,

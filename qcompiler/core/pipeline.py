@@ -22,7 +22,7 @@ __all__ = ["Pipeline", "build_pass", "pass_table", "spec"]
 
 @dataclass(frozen=True)
 class Pipeline:
-    """Passes that can follow one another, from a program at the stage `start`.
+    """Passes that can follow one another, from a program at the stage `start` with such `facts`.
 
     Raises:
         ConfigError: a pass does not accept what comes before it leaves, or lacks a fact it needs.
@@ -30,10 +30,11 @@ class Pipeline:
 
     steps: tuple[Pass, ...]
     start: Stage = Stage.FLOAT
+    facts: frozenset[type[Any]] = frozenset()
 
     def __post_init__(self) -> None:
         _check_order(self.steps, self.start)
-        _check_facts(self.steps)
+        _check_facts(self.steps, self.facts)
 
     @property
     def yields(self) -> Stage:
@@ -102,8 +103,8 @@ def _check_order(steps: tuple[Pass, ...], start: Stage) -> None:
             reason = f"step {number} '{step.name}' leaves it {stage}"
 
 
-def _check_facts(steps: tuple[Pass, ...]) -> None:
-    known: set[type[Any]] = set()
+def _check_facts(steps: tuple[Pass, ...], facts: frozenset[type[Any]]) -> None:
+    known: set[type[Any]] = set(facts)
     dropped: dict[type[Any], str] = {}
     for number, step in enumerate(steps, start=1):
         this = f"step {number} '{step.name}'"

@@ -117,6 +117,16 @@ def weight_of(node: fx.Node) -> str | None:
     return None
 
 
+def fake_weight_name(node: fx.Node) -> str | None:
+    """Return the stored name of the weight that a `fake_quantize_weight` rounds, if it has one."""
+    weight = node.args[0]
+    if isinstance(weight, fx.Node) and weight.target is ops.low_rank_update:
+        weight = weight.args[0]
+    if isinstance(weight, fx.Node) and weight.op == "get_attr":
+        return str(weight.target)
+    return None
+
+
 def value(node: fx.Node) -> torch.Tensor:
     """Return the fake tensor that carries a node's shape and dtype."""
     found: torch.Tensor = node.meta["val"]

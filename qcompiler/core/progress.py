@@ -17,6 +17,9 @@ class Progress(Protocol):
     def advance(self, done: int, total: int) -> None:
         """Say that `done` of `total` parts of the innermost open step are finished."""
 
+    def status(self, text: str) -> None:
+        """Say how the innermost open step is doing, to be shown until something else is said."""
+
     def tell(self, text: str) -> None:
         """Say something that is to be known now, beside the steps."""
 
@@ -32,6 +35,9 @@ class NoProgress:
         return nullcontext()
 
     def advance(self, done: int, total: int) -> None:
+        return None
+
+    def status(self, text: str) -> None:
         return None
 
     def tell(self, text: str) -> None:
@@ -72,6 +78,9 @@ class StepTimer:
 
     def advance(self, done: int, total: int) -> None:
         self._other.advance(done, total)
+
+    def status(self, text: str) -> None:
+        self._other.status(text)
 
     def tell(self, text: str) -> None:
         self._other.tell(text)

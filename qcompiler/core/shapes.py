@@ -93,6 +93,11 @@ def _quantize(
     )
 
 
+def _range_scale(weight: Tensor, clip: Tensor | None = None, *, form: TensorFormat) -> Tensor:
+    n, k = weight.shape
+    return weight.new_empty((n, form.groups(int(k))), dtype=torch.float32)
+
+
 def _norm_quantize(x: Tensor, *args: Any, form: TensorFormat, **kwargs: Any) -> Any:
     return _quantize(x, form=form)
 
@@ -129,6 +134,10 @@ RULES: Mapping[Callable[..., Any], Callable[..., Any]] = {
     ops.quantized_linear: _product,
     ops.quantized_matmul: _quantized_matmul,
     ops.quantize: _quantize,
+    ops.fake_quantize: _like_first,
+    ops.fake_quantize_weight: _like_first,
+    ops.low_rank_update: _like_first,
+    ops.range_scale: _range_scale,
     ops.embedding: _embedding,
     ops.quantized_embedding: _embedding,
     ops.rms_norm: _like_first,

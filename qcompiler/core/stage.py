@@ -10,6 +10,7 @@ class Stage(Enum):
 
     FLOAT = "float"
     PLANNED = "planned"
+    FAKE_QUANTIZED = "fake-quantized"
     QUANTIZED = "quantized"
     LEGAL = "legal"
 

@@ -13,7 +13,7 @@ from qcompiler.core.errors import VerifyError
 from qcompiler.core.formats import QuantScheme
 from qcompiler.core.legal import PYTHON_OPS, has_lowering
 from qcompiler.core.printer import target_name
-from qcompiler.core.program import Program, operator_name, weight_of
+from qcompiler.core.program import Program, fake_weight_name, operator_name, weight_of
 from qcompiler.core.qtensor import QuantizedTensor
 from qcompiler.core.stage import Stage
 
@@ -68,6 +68,28 @@ def verify_planned(program: Program) -> None:
         _require(name in known, f"the plan for {name}", "names no operator of the graph")
 
 
+def verify_fake_quantized(program: Program) -> None:
+    """Check in addition that what is planned reads weights that are rounded as the plan says."""
+    verify_planned(program)
+    for node in program.graph.nodes:
+        if node.target in (ops.linear, ops.embedding):
+            name = weight_of(node)
+            planned = name is not None and operator_name(name) in program.plan
+            _require(not planned, node.name, f"reads @{name} as it is, though it is planned")
+        if node.target is ops.fake_quantize_weight:
+            name = fake_weight_name(node)
+            if name is None:
+                raise VerifyError(f"{node.name} rounds what is no stored weight")
+            scheme = program.plan.get(operator_name(name))
+            _require(scheme is not None, node.name, f"rounds @{name}, which is not planned")
+            form = node.kwargs["form"]
+            _require(
+                scheme is not None and scheme.weight == form,
+                node.name,
+                f"rounds to {form}, but the plan says {scheme}",
+            )
+
+
 def verify_quantized(program: Program) -> None:
     """Check in addition that planned operators are quantised, as planned, and no others are."""
     verify_planned(program)
@@ -105,6 +127,7 @@ def verify_legal(program: Program) -> None:
 VERIFIERS: dict[Stage, Callable[[Program], None]] = {
     Stage.FLOAT: verify_float,
     Stage.PLANNED: verify_planned,
+    Stage.FAKE_QUANTIZED: verify_fake_quantized,
     Stage.QUANTIZED: verify_quantized,
     Stage.LEGAL: verify_legal,
 }

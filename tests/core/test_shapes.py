@@ -18,10 +18,14 @@ from qcompiler.core.qtensor import QuantizedTensor
 aten = torch.ops.aten
 SCHEME = "w4a8g8"
 FORM = QuantScheme.parse(SCHEME).activation
+WEIGHT = QuantScheme.parse(SCHEME).weight
 WEIGHTS = {
     "fc.weight": torch.randn(12, 20),
     "bias": torch.randn(12),
     "norm": torch.randn(20),
+    "scale": torch.ones(12, 3),
+    "left": torch.randn(12, 2),
+    "right": torch.randn(2, 20),
     "int": QuantizedTensor(
         torch.zeros(12, 20, dtype=torch.int8),
         torch.ones(12, 3).half(),
@@ -52,6 +56,10 @@ CASES: list[tuple[Callable[..., Any], list[str], dict[str, Any]]] = [
     (ops.quantized_linear, ["x", "@int"], {"scheme": SCHEME, "gated": True}),
     (ops.quantize, ["x"], {"form": FORM}),
     (ops.quantized_matmul, ["codes", "scales", "@int", "@bias"], {"scheme": SCHEME}),
+    (ops.fake_quantize, ["x"], {"form": FORM}),
+    (ops.fake_quantize_weight, ["@fc.weight", "@scale"], {"form": WEIGHT}),
+    (ops.range_scale, ["@fc.weight"], {"form": WEIGHT}),
+    (ops.low_rank_update, ["@fc.weight", "@left", "@right"], {}),
     (ops.embedding, ["ids", "@fc.weight"], {}),
     (ops.quantized_embedding, ["ids", "@int"], {"scheme": SCHEME}),
     (ops.rms_norm, ["x", "@norm"], {"eps": 1e-6}),

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import pytest
 import torch
 
 from passes.quantize_rtn import QuantizeRtn
 from passes.segments import SegmentWeights, segments
 from passes.set_bits import Rule, SetBits
 from qcompiler.core.builder import ProgramBuilder
-from qcompiler.core.formats import QuantScheme
 from qcompiler.core.interpreter import TorchLanguageModel
 from qcompiler.core.pass_base import PassContext
 from qcompiler.core.program import Program
