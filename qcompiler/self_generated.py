@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
+from dataclasses import dataclass
 
 import numpy as np
 import safetensors.numpy
@@ -30,8 +32,23 @@ SEQUENCE_LENGTH = 256
 GREEDY = (3, 5)
 """The fewest and the most tokens that are the likeliest ones, after the first."""
 
-CACHE_BYTES = 512 << 20
-"""What the KV caches of the texts that are written at once may take."""
+CACHE_BYTES = 1 << 30
+"""What the KV caches of the texts that are written at once may take.
+
+A step costs the same for any number of texts before it costs something for each: the more at once,
+the faster.
+"""
+
+_ROWS = 8
+"""Of logits at once: what is computed on the way stays in a cache."""
+
+
+@dataclass(frozen=True, eq=False)
+class Written:
+    """Tokens [samples, sequence_length] int64; `seconds`, None if they were kept from before."""
+
+    tokens: torch.Tensor
+    seconds: float | None
 
 
 def generate_tokens(
@@ -52,13 +69,32 @@ def generate_tokens(
     Raises:
         QCompilerError: the model's logits are not finite.
     """
+    return write_tokens(
+        program,
+        samples=samples,
+        sequence_length=sequence_length,
+        seed=seed,
+        temperature=temperature,
+        progress=progress,
+    ).tokens
+
+
+def write_tokens(
+    program: Program,
+    *,
+    samples: int,
+    sequence_length: int,
+    seed: int,
+    temperature: float,
+    progress: Progress = NO_PROGRESS,
+) -> Written:
+    """Do as `generate_tokens`, and say what it took."""
     name = f"tokens/{_key(program, samples, sequence_length, seed, temperature)}.safetensors"
     found = _read(name, (samples, sequence_length))
     if found is not None:
-        return found
-    each = BatchedLanguageModel.bytes_per_text(program, sequence_length)
-    # Not a matter of how much memory there is: products of other sizes may round otherwise.
-    at_once = max(1, min(samples, CACHE_BYTES // max(each, 1)))
+        return Written(found, None)
+    began = time.monotonic()
+    at_once = _at_once(program, samples, sequence_length)
     starts = range(0, samples, at_once)
     first_tokens = _first_tokens(program)
     begin = program.info.begin_token
@@ -87,7 +123,18 @@ def generate_tokens(
         # Before there is another with as many caches and weights.
         del model
     write_cached(name, safetensors.numpy.save({"tokens": found.numpy()}))
-    return found
+    return Written(found, time.monotonic() - began)
+
+
+def _at_once(program: Program, samples: int, sequence_length: int) -> int:
+    """Return how many texts to write at once: about as many each time.
+
+    Not a matter of how much memory there is: products of other sizes may round otherwise.
+    """
+    each = BatchedLanguageModel.bytes_per_text(program, sequence_length)
+    most = max(1, min(samples, CACHE_BYTES // max(each, 1)))
+    times = -(-samples // most)
+    return -(-samples // times)
 
 
 class _Writers:
@@ -105,7 +152,8 @@ class _Writers:
     ) -> None:
         self._first_tokens = first_tokens
         self._end_tokens = end_tokens
-        self._temperature = temperature
+        # No smaller number divides a float32; at any such, the likeliest token is the only one.
+        self._temperature = max(temperature, torch.finfo(torch.float32).tiny)
         generators = [np.random.default_rng([seed, index]) for index in indices]
         # Two for each token: one to pick it, one for what follows if it begins a text.
         drawn = [generator.random((2, length)) for generator in generators]
@@ -124,17 +172,21 @@ class _Writers:
 
     def next(self, logits: torch.Tensor) -> torch.Tensor:
         """Return the next token of every text for its logits [b, vocab]."""
-        if not bool(torch.isfinite(logits).all()):
+        largest = logits.amax(-1, keepdim=True)
+        # Either is what is not a number, where there is such a thing.
+        if not bool(torch.isfinite(largest).all() & torch.isfinite(logits.amin())):
             raise QCompilerError(
                 "the model cannot write text to be calibrated on: its logits are infinite or not "
                 "a number; look for damaged weights, or give a text"
             )
-        # Sampling from sums: the smallest token whose sum exceeds a random share of the whole.
-        total = (logits.double() / self._temperature).softmax(-1).cumsum(-1)
-        share = self._drawn[:, 0, self._place].unsqueeze(-1) * total[:, -1:]
-        sampled = torch.searchsorted(total, share, right=True).squeeze(-1)
-        sampled = sampled.clamp(max=logits.shape[-1] - 1)
-        return self._pick(torch.where(self._greedy > 0, logits.argmax(-1), sampled))
+        shares = self._drawn[:, 0, self._place]
+        parts = [slice(start, start + _ROWS) for start in range(0, len(self), _ROWS)]
+        tokens = torch.cat(
+            [_sample((logits[p] - largest[p]) / self._temperature, shares[p]) for p in parts]
+        )
+        if bool(self._greedy.any()):
+            tokens = torch.where(self._greedy > 0, logits.argmax(-1), tokens)
+        return self._pick(tokens)
 
     def _pick(self, tokens: torch.Tensor) -> torch.Tensor:
         """Begin anew where a text has ended, and take note of where one ends now."""
@@ -147,6 +199,17 @@ class _Writers:
         self._greedy.copy_(torch.where(self._ended, greedy, (self._greedy - 1).clamp(min=0)))
         self._ended.copy_(torch.isin(tokens, self._end_tokens))
         return tokens
+
+
+def _sample(logits: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
+    """Return for each row the smallest token whose sum of probabilities exceeds a share of all.
+
+    logits: [b, vocab] float32, of which none is above 0; shares: [b] float64.
+    """
+    # float32 is enough for probabilities, in a fifth of the time, but not for their sums.
+    total = logits.exp().cumsum(-1, dtype=torch.float64)
+    found = torch.searchsorted(total, shares[:, None] * total[:, -1:], right=True).squeeze(-1)
+    return found.clamp(max=logits.shape[-1] - 1)
 
 
 def _first_tokens(program: Program) -> torch.Tensor:

@@ -15,7 +15,7 @@ from qcompiler.core.errors import QCompilerError
 from qcompiler.core.interpreter import TorchLanguageModel
 from qcompiler.core.program import Program
 from qcompiler.frontend import capture
-from qcompiler.self_generated import generate_tokens
+from qcompiler.self_generated import generate_tokens, write_tokens
 from tests.families import tiny_model
 
 
@@ -93,6 +93,25 @@ def test_tokens_are_drawn_as_often_as_their_probability(program: Program) -> Non
     assert share == pytest.approx(0.16 / 0.3, abs=0.02)
 
 
+@pytest.mark.usefixtures("table")
+def test_at_a_temperature_near_zero_the_likeliest_token_is_drawn(program: Program) -> None:
+    tokens = generate_tokens(program, samples=4, sequence_length=20, temperature=1e-300)
+    assert torch.equal(tokens[:, 1:], TableModel.table[tokens[:, :-1]].argmax(-1))
+
+
+@pytest.mark.parametrize("rows", [1, 20])
+def test_a_share_of_the_probability_leads_to_its_token(rows: int) -> None:
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(rows, 1000, generator=generator) * 3
+    logits -= logits.amax(-1, keepdim=True)
+    sums = logits.double().softmax(-1).cumsum(-1)
+    # In the middle of a token's own share, of tokens that are likely and that are not.
+    wanted = torch.randint(0, 1000, (rows,), generator=generator)
+    before = torch.where(wanted > 0, sums[range(rows), wanted - 1], 0.0)
+    middle = (before + sums[range(rows), wanted]) / 2
+    assert torch.equal(self_generated._sample(logits, middle), wanted)
+
+
 def test_the_seed_decides_and_the_global_state_does_not(program: Program, cache: Path) -> None:
     before = torch.get_rng_state()
     first = generate_tokens(program, samples=3, sequence_length=12, seed=1)
@@ -147,6 +166,24 @@ def test_texts_begin_with_tokens_of_text(program: Program) -> None:
     known = with_info(program, tokenizer_json=tokenizer.to_str(), end_tokens=(2,))
     tokens = generate_tokens(known, samples=60, sequence_length=2)
     assert set(tokens[:, 0].tolist()) == {0, 1}
+
+
+@pytest.mark.parametrize(("bytes_", "at_once"), [(10, 7), (6, 4), (3, 3), (1, 1), (0, 1)])
+@pytest.mark.usefixtures("table")
+def test_about_as_many_are_written_each_time(
+    bytes_: int, at_once: int, program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(self_generated, "CACHE_BYTES", bytes_)
+    assert self_generated._at_once(program, 7, 8) == at_once
+
+
+@pytest.mark.usefixtures("table")
+def test_it_is_said_whether_tokens_were_kept(program: Program) -> None:
+    numbers: Any = {"samples": 2, "sequence_length": 8, "seed": 0, "temperature": 1.0}
+    first, again = (write_tokens(program, **numbers) for _ in range(2))
+    assert first.seconds is not None
+    assert again.seconds is None
+    assert torch.equal(first.tokens, again.tokens)
 
 
 def test_tokens_are_kept(program: Program, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
