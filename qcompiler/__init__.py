@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         VerifyError,
     )
     from qcompiler.runtime import load
+    from qcompiler.text_generation import generate_text
 
 __version__ = "0.1.0"
 
@@ -34,6 +35,7 @@ _HOMES = {
     "compare": "qcompiler.comparison",
     "compile": "qcompiler.api",
     "evaluate": "qcompiler.api",
+    "generate_text": "qcompiler.text_generation",
     "load": "qcompiler.runtime",
     "plan": "qcompiler.api",
     "ArtifactError": "qcompiler.core.errors",
@@ -58,6 +60,7 @@ __all__ = [
     "compare",
     "compile",
     "evaluate",
+    "generate_text",
     "load",
     "plan",
 ]

@@ -359,6 +359,39 @@ def _compare(
     )
 
 
+@app.command("generate-text")
+def _generate_text(
+    model: Model,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE", help="Where the text goes.")
+    ],
+    samples: Annotated[int, typer.Option(min=1, help="How many texts.")] = 64,
+    sequence_length: Annotated[
+        int | None,
+        typer.Option(min=2, help="Tokens in each; 256, or the model's context if not given."),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Decides what it writes.")] = 0,
+    temperature: Annotated[
+        float, typer.Option(help="Above 0; higher makes unlikely words likelier.")
+    ] = 1.0,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Have a model write text, to calibrate on or to read."""
+    from qcompiler.commands.generate_text import generate_text
+
+    generate_text(
+        model,
+        output=output,
+        samples=samples,
+        sequence_length=sequence_length,
+        seed=seed,
+        temperature=temperature,
+        as_json=as_json,
+        quiet=quiet,
+    )
+
+
 @app.command("bench")
 def _bench(
     artifact: Artifact,
