@@ -15,6 +15,7 @@ import torch
 Observer = Literal["min-max", "moving-average", "percentile", "mse", "kl"]
 
 Counts = np.ndarray[Any, np.dtype[np.float64]]
+Integers = np.ndarray[Any, np.dtype[np.int64]]
 
 TOP = 127
 """The largest code; the smallest is its negative."""
@@ -44,7 +45,7 @@ class Seen:
     largest: float = 0.0
     average: float | None = None
     limit: float = 0.0
-    counts: torch.Tensor = field(default_factory=lambda: torch.zeros(BINS, dtype=torch.int64))
+    counts: Integers = field(default_factory=lambda: np.zeros(BINS, np.int64))
 
     def add(self, x: torch.Tensor) -> None:
         """Count what one sample has, of any shape.
@@ -54,17 +55,18 @@ class Seen:
         """
         if not x.numel():
             return
-        sizes = x.detach().abs().flatten().to(torch.float32)
+        # Numpy counts in a tenth of the time that torch takes.
+        sizes = np.abs(x.detach().to(torch.float32).contiguous().numpy()).ravel()
         largest = float(sizes.max())
         if not math.isfinite(largest):
             raise ValueError("a number is infinite or no number")
         before = largest if self.average is None else self.average
         self.average = self.momentum * before + (1 - self.momentum) * largest
-        self.numbers += sizes.numel()
+        self.numbers += sizes.size
         self.largest = max(self.largest, largest)
         self._grow(_limit(largest))
-        places = sizes.mul_(BINS / self.limit).to(torch.int64)
-        self.counts += torch.bincount(places, minlength=BINS)
+        sizes *= np.float32(BINS / self.limit)
+        self.counts += np.bincount(sizes.astype(np.int64), minlength=BINS)
 
     def merge(self, other: Seen) -> None:
         """Count what another value has as well, which is to have the same scale."""
@@ -130,35 +132,41 @@ def _limit(largest: float) -> float:
     return math.ldexp(1.0, max(exponent, _LEAST_EXPONENT))
 
 
-def _coarser(counts: torch.Tensor, times: float) -> torch.Tensor:
+def _coarser(counts: Integers, times: float) -> Integers:
     """Return the counts of as many bins that are `times`, a power of two, as wide."""
     joined = int(min(times, BINS))
-    coarse = torch.zeros_like(counts)
+    coarse = np.zeros_like(counts)
     coarse[: BINS // joined] = counts.reshape(-1, joined).sum(1)
     return coarse
 
 
 def _percentile(seen: Seen, percentile: float) -> float:
     wanted = math.ceil(percentile / 100 * seen.numbers)
-    place = int(torch.searchsorted(seen.counts.cumsum(0), wanted))
+    place = int(np.searchsorted(seen.counts.cumsum(), wanted))
     return min((place + 1) * seen.limit / BINS, seen.largest)
 
 
 def _centers(seen: Seen) -> tuple[Counts, Counts]:
     """Return the sizes that bins stand for, and their counts, of those that are not empty."""
-    places = torch.nonzero(seen.counts).flatten()
-    sizes = (places.numpy() + 0.5) * (seen.limit / BINS)
-    return np.minimum(sizes, seen.largest), seen.counts[places].numpy().astype(np.float64)
+    places = np.flatnonzero(seen.counts)
+    sizes = (places + 0.5) * (seen.limit / BINS)
+    return np.minimum(sizes, seen.largest), seen.counts[places].astype(np.float64)
 
 
 def _least_error(seen: Seen) -> float:
     """Try clips an eighth of an octave apart, ten octaves down, then finer around the best."""
     sizes, counts = _centers(seen)
+    # Of all sizes up to one: how many, their sum, and that of their squares.
+    totals = [np.concatenate(([0.0], (counts * sizes**i).cumsum())) for i in range(3)]
+    codes = np.arange(TOP + 1)
 
     def error(octaves: float) -> float:
         step = seen.largest * 2.0**-octaves / TOP
-        rounded = np.minimum(np.rint(sizes / step), TOP) * step
-        return float(counts @ (rounded - sizes) ** 2)
+        ends = np.searchsorted(sizes, (codes[:-1] + 0.5) * step)
+        ends = np.concatenate(([0], ends, [len(sizes)]))
+        n, x, x2 = (np.diff(total[ends]) for total in totals)
+        values = codes * step
+        return float(np.sum(x2 - 2 * values * x + values**2 * n))
 
     best = min((i / 8 for i in range(81)), key=error)
     best = min((max(0.0, best + i / 64) for i in range(-7, 8)), key=error)
