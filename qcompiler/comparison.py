@@ -8,24 +8,26 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from qcompiler.api import evaluate
 from qcompiler.benchmark import BenchResult, bench
+from qcompiler.calibration import CalibrationRequest, request_calibration
 from qcompiler.core.artifact import check_destination, read_manifest
 from qcompiler.core.errors import QCompilerError, UsageError
+from qcompiler.core.program import Program
 from qcompiler.core.progress import NO_PROGRESS, Progress
-from qcompiler.evaluation import Evaluation
+from qcompiler.evaluation import WINDOW, Evaluation, evaluate_beside
 from qcompiler.planning import plan_request
 from qcompiler.presets import find_pipeline
 from qcompiler.report.content import read_report
 from qcompiler.report.headline import layer_bits
 from qcompiler.runtime import LanguageModel, load
+from qcompiler.scorer import open_scorer
 from qcompiler.temperature import TEMPERATURES, AtTemperature, distinct, kl_at
 
 REFERENCE = "float"
@@ -76,18 +78,34 @@ def compare(
     artifacts, each by its pipeline's name. temperatures: at which predictions and drawn texts are
     compared, which `seed` makes repeatable; none of them: not at all. calibration: text files for
     the pipelines that run the model on samples; with what follows it as in `qcompiler.compile`.
-    Each model is compiled and timed in a process of its own. The reference comes first.
+    Each model is compiled and timed in a process of its own. The reference comes first, and reads
+    the text once for all others; meanwhile the weights of all artifacts are in memory.
 
     Raises:
-        UsageError: what is asked for cannot be compared; nothing has been compiled then.
+        UsageError: what is asked for cannot be compared, as of too short a text; nothing has been
+            compiled then.
         QCompilerError: a pipeline fails; the artifacts before it stay in `output`.
     """
     names = _names(pipelines)
     if any(not 0 < temperature < float("inf") for temperature in temperatures):
         raise UsageError("a temperature to be compared at is a number above 0")
+    if tokens is not None and tokens < 2:
+        raise UsageError(f"{tokens} tokens cannot be scored; ask for 2 or more")
     given = {"--samples": samples, "--sequence-length": sequence_length, "--seed": seed or None}
     options = [word for file in calibration for word in ("--calibration", str(file))]
     options += [word for name, n in given.items() if n is not None for word in (name, str(n))]
+    request = request_calibration(
+        [step for pipeline in names.values() for step in plan_request(pipeline)[0].steps],
+        [Path(file) for file in calibration] or None,
+        samples=samples,
+        sequence_length=sequence_length,
+        seed=seed,
+    )
+    watched = progress or NO_PROGRESS
+    if output is not None:
+        _check_output(Path(output), names)
+    with watched.step("read the text"):
+        _check_text(model, text, tokens, drawn=bool(temperatures), calibration=request)
     with ExitStack() as cleanup:
         if output is None:
             folder = Path(tempfile.mkdtemp(prefix="qcompiler-compare-"))
@@ -96,24 +114,31 @@ def compare(
             folder = Path(output)
             folder.mkdir(parents=True, exist_ok=True)
         places = {name: folder / f"{name}.qc" for name in names}
-        for place in places.values():
-            check_destination(place)
-        watched = progress or NO_PROGRESS
         taken = {}
         for name, pipeline in names.items():
             with watched.step(f"compile {name}"):
                 taken[name] = _compile(
                     str(model), pipeline, places[name], options, quiet=progress is None
                 )
+        with watched.step("evaluate"):
+            evaluations = _evaluate(list(places.values()), text, tokens, watched)
+        expected = _first_logits(places[REFERENCE], text) if temperatures else None
         found = []
-        for name, place in places.items():
+        for name, evaluation in zip(names, evaluations, strict=True):
             with watched.step(f"measure {name}"):
-                found.append(
-                    _measure(
-                        place, places[REFERENCE], taken[name], text, tokens, temperatures, seed
-                    )
-                )
+                beside = None if name == REFERENCE else expected
+                at = _at(temperatures, places[name], beside, text, seed)
+                found.append(_measure(places[name], taken[name], evaluation, at))
         return found
+
+
+def _check_output(folder: Path, names: Iterable[str]) -> None:
+    """Make sure that artifacts can be put into a folder, which need not be there yet."""
+    if folder.is_dir():
+        for name in names:
+            check_destination(folder / f"{name}.qc")
+    elif folder.exists():
+        raise UsageError(f"{folder} is a file; name a folder for the artifacts")
 
 
 def _names(pipelines: Sequence[str | Path]) -> dict[str, str]:
@@ -171,22 +196,68 @@ def _calibrates(pipeline: str) -> bool:
     return any(step.calibrates for step in steps.steps)
 
 
-def _measure(
-    place: Path,
-    reference: Path,
-    taken: _Taken,
+def _check_text(
+    model: str | Path,
     text: str,
     tokens: int | None,
-    temperatures: Sequence[float],
-    seed: int,
+    *,
+    drawn: bool,
+    calibration: CalibrationRequest | None,
+) -> None:
+    """Find out whether texts are long enough before minutes are spent on compiling.
+
+    drawn: whether pieces of the text are gone on with.
+
+    Raises:
+        UsageError: the model is no language model, or there is too little text.
+    """
+
+    def prepare(program: Program) -> None:
+        # What the model would write itself is long enough.
+        if calibration is not None and calibration.source is not None:
+            calibration.build(program)
+
+    reader = open_scorer(model, prepare)
+    found = len(reader.encode(text))
+    if found < (tokens or 2):
+        raise UsageError(
+            f"the text has {found} tokens; "
+            + ("2 are the least that can" if tokens is None else f"{tokens} are to")
+            + " be scored; give a longer text"
+        )
+    if drawn and found < (least := PROMPTS * _prompt_tokens(reader.max_context)):
+        raise UsageError(
+            f"the text has {found} tokens; the {PROMPTS} texts that are drawn at each temperature "
+            f"begin with {least} of them; give a longer text, or leave temperatures out"
+        )
+
+
+def _prompt_tokens(max_context: int) -> int:
+    return min(PROMPT_TOKENS, max_context // 2)
+
+
+def _evaluate(
+    places: Sequence[Path], text: str, tokens: int | None, progress: Progress
+) -> list[Evaluation]:
+    """Score artifacts on a text, the first by itself and the others beside it."""
+    reference, *others = map(open_scorer, places)
+    return evaluate_beside(
+        reference.logits,
+        [other.logits for other in others],
+        reference.encode(text)[:tokens],
+        prefix=reference.prefix,
+        window=min(WINDOW, reference.room),
+        progress=progress,
+    )
+
+
+def _measure(
+    place: Path, taken: _Taken, evaluation: Evaluation, temperatures: tuple[AtTemperature, ...]
 ) -> Contender:
-    """Evaluate and time one artifact, beside that of the reference."""
+    """Time one artifact, and put all that is known of it together."""
     manifest = read_manifest(place)
     room = manifest.model.max_context
     prompt = min(512, room * 3 // 4)
-    evaluation = evaluate(
-        place, text=text, reference=None if place == reference else reference, tokens=tokens
-    )
     return Contender(
         name=place.stem,
         bytes=manifest.sizes["weight_bytes"],
@@ -197,23 +268,35 @@ def _measure(
         speed=bench(
             place, prompt_tokens=prompt, generate_tokens=min(128, room - prompt), repeats=3
         ),
-        temperatures=_at(temperatures, place, reference, text, seed),
+        temperatures=temperatures,
     )
 
 
+def _first_tokens(model: LanguageModel, text: str) -> list[int]:
+    return model.encode(text)[: min(KL_TOKENS, model.max_context)]
+
+
+def _first_logits(place: Path, text: str) -> np.ndarray:
+    """Return what an artifact predicts after the first tokens of a text, [t, vocab]."""
+    model = _language_model(place)
+    return model.logits(_first_tokens(model, text))
+
+
 def _at(
-    temperatures: Sequence[float], place: Path, reference: Path, text: str, seed: int
+    temperatures: Sequence[float],
+    place: Path,
+    reference: np.ndarray | None,
+    text: str,
+    seed: int,
 ) -> tuple[AtTemperature, ...]:
-    """Compare predictions, and what is drawn, at each temperature."""
+    """Compare predictions with the logits of a reference, and what is drawn, at temperatures."""
     if not temperatures:
         return ()
     model = _language_model(place)
-    ids = model.encode(text)
     kls: Sequence[float | None] = [None] * len(temperatures)
-    if place != reference:
-        read = ids[: min(KL_TOKENS, model.max_context)]
-        kls = kl_at(temperatures, model.logits(read), _language_model(reference).logits(read))
-    length = min(PROMPT_TOKENS, model.max_context // 2, len(ids))
+    if reference is not None:
+        kls = kl_at(temperatures, model.logits(_first_tokens(model, text)), reference)
+    ids, length = model.encode(text), _prompt_tokens(model.max_context)
     starts = np.linspace(0, len(ids) - length, PROMPTS).astype(int)
     prompts = [model.decode(ids[start : start + length]) for start in starts]
     found = []

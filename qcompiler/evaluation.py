@@ -84,19 +84,64 @@ def evaluate(
     Each window is predicted from its own start, after `prefix`: tokens such as a begin-of-text
     token. The model and its reference read each window once.
     """
+    (scores,) = _score([model], tokens, reference, prefix, window, progress)
+    return _evaluation(scores)
+
+
+def evaluate_beside(
+    reference: Logits,
+    models: Sequence[Logits],
+    tokens: Sequence[int] | Mapping[str, Sequence[int]],
+    *,
+    prefix: Sequence[int] = (),
+    window: int = WINDOW,
+    progress: Progress = NO_PROGRESS,
+) -> list[Evaluation]:
+    """Score a reference by itself, and models beside it, in one walk over the text.
+
+    The evaluations are those of `evaluate`, the reference's first. Each window is read once by
+    each, and no more than the logits of two models are in memory at once.
+    """
+    beside = _score(models, tokens, reference, prefix, window, progress)
+    own = {
+        name: [TokenScores(nll=w.reference.nll) for w in windows if w.reference is not None]
+        for name, windows in beside[0].items()
+    }
+    return [_evaluation(scores) for scores in (own, *beside)]
+
+
+Scores = dict[str, list[TokenScores]]
+"""Of one model: the windows of each text by its name."""
+
+
+def _score(
+    models: Sequence[Logits],
+    tokens: Sequence[int] | Mapping[str, Sequence[int]],
+    reference: Logits | None,
+    prefix: Sequence[int],
+    window: int,
+    progress: Progress,
+) -> list[Scores]:
+    """Have every model, and the reference, read each window once; return the scores of each."""
     if window < 2:
         raise UsageError(f"a window of {window} tokens predicts nothing; use 2 or more")
     texts = tokens if isinstance(tokens, Mapping) else {"": tokens}
     windows = {name: _windows(name, ids, window) for name, ids in texts.items()}
-    scores: dict[str, list[TokenScores]] = {name: [] for name in windows}
-    total, done = sum(map(len, windows.values())), 0
+    found: list[Scores] = [{name: [] for name in windows} for _ in models]
+    total, done = sum(map(len, windows.values())) * len(models), 0
     for name, parts in windows.items():
         for part in parts:
             read = [*prefix, *part]
             expected = None if reference is None else reference(read)[:-1]
-            scores[name].append(score_tokens(model(read)[:-1], np.asarray(read[1:]), expected))
-            done += 1
-            progress.advance(done, total)
+            for model, scores in zip(models, found, strict=True):
+                one = score_tokens(model(read)[:-1], np.asarray(read[1:]), expected)
+                scores[name].append(one)
+                done += 1
+                progress.advance(done, total)
+    return found
+
+
+def _evaluation(scores: Scores) -> Evaluation:
     each = {name: _summarise([found]) for name, found in scores.items()} if len(scores) > 1 else {}
     return _summarise(list(scores.values()), each)
 

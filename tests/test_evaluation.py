@@ -7,7 +7,7 @@ import pytest
 from scipy.special import log_softmax, softmax
 
 from qcompiler.core.errors import UsageError
-from qcompiler.evaluation import Logits, evaluate
+from qcompiler.evaluation import Logits, evaluate, evaluate_beside
 
 VOCAB = 7
 
@@ -122,6 +122,31 @@ def test_each_model_reads_each_window_once() -> None:
         *[("float", 0), ("float", 1), ("float", 1)],
         *[("model", 0), ("model", 1), ("model", 1)],
     ]
+
+
+def test_several_models_beside_a_reference_are_as_if_each_were_alone() -> None:
+    reference, *models = (table_model(seed) for seed in range(3))
+    texts = {"one": LONG[:1000], "two": LONG[1000:1300]}
+    for tokens in (texts, LONG[:500]):
+        found = evaluate_beside(reference, models, tokens, window=50, prefix=[1])
+        assert found == [
+            evaluate(reference, tokens, window=50, prefix=[1]),
+            *(evaluate(m, tokens, reference=reference, window=50, prefix=[1]) for m in models),
+        ]
+
+
+def test_a_reference_reads_each_window_once_for_all() -> None:
+    seen: list[tuple[str, int]] = []
+
+    def reader(name: str) -> Logits:
+        def model(tokens: list[int]) -> np.ndarray:
+            seen.append((name, tokens[0]))
+            return np.zeros((len(tokens), 7), np.float32)
+
+        return model
+
+    evaluate_beside(reader("float"), [reader("a"), reader("b")], [0] * 4 + [1] * 4, window=4)
+    assert seen == [(name, window) for window in (0, 1) for name in ("float", "a", "b")]
 
 
 def test_prefix_begins_every_window() -> None:
