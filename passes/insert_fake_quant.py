@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
@@ -12,6 +13,8 @@ from torch import fx
 from passes.block_loop import cannot_quantize, quantize_blocks
 from passes.gptq import GptqSettings
 from passes.gptq_block import GptqOfBlocks
+from passes.input_scales import check_scales
+from passes.observe_activations import check_observed
 from passes.planned import PlannedWeight, planned_weights
 from passes.rewrite import emit, is_weight
 from passes.rounding import round_to_nearest
@@ -79,7 +82,11 @@ class InsertFakeQuant(Pass):
     def calibrates(self) -> bool:
         return self.start == "gptq"
 
+    def check_after(self, earlier: Sequence[Pass]) -> None:
+        check_observed(earlier)
+
     def run(self, program: Program, context: PassContext) -> None:
+        check_scales(program)
         planned = planned_weights(program)
         codes = self._codes(program, context, planned)
         before = program.weights.copy()

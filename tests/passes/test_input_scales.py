@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -147,6 +148,27 @@ def test_a_missing_scale_is_named(tiny_llama: Make, run_pass: Run) -> None:
         check_scales(program)
     with pytest.raises(QCompilerError, match=message):
         quantize(program, run_pass)
+
+
+@pytest.mark.parametrize("scale", [[0.0], [-1.0], [math.inf], [math.nan], [1e-40], [0.1, 0.1]])
+def test_scales_are_positive_numbers(scale: list[float], tiny_llama: Make, run_pass: Run) -> None:
+    program = planned(tiny_llama, run_pass)
+    program.weights.put(f"{LAYER}.mlp.up_proj.input_scale", torch.tensor(scale))
+    with pytest.raises(
+        QCompilerError, match=r"^the scale '.*up_proj\.input_scale' is \[.*\], which"
+    ):
+        check_scales(program)
+    with pytest.raises(QCompilerError, match=r"is not one positive, finite number"):
+        quantize(program, run_pass)
+
+
+def test_codes_may_be_stored_wider(tiny_llama: Make, run_pass: Run, logits: Logits) -> None:
+    program = planned(tiny_llama, run_pass, "w3a8g32s")
+    quantize(program, run_pass)
+    before = logits(program)
+    run_pass(program, FuseQkv(), Legalize(widen=True))
+    assert {str(scheme) for scheme in program.plan.values()} == {"w4a8g32s"}
+    assert torch.equal(logits(program), before)
 
 
 def test_a_program_without_values_needs_no_scales(tiny_llama: Make) -> None:

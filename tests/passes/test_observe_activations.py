@@ -11,6 +11,7 @@ from passes.allocate_bits import AllocateBits
 from passes.bit_choices import Budget
 from passes.fuse_qkv import FuseQkv
 from passes.input_scales import scale_entry
+from passes.insert_fake_quant import InsertFakeQuant
 from passes.measure_sensitivity import MeasureSensitivity
 from passes.observe_activations import ObserveActivations
 from passes.observers import Observer
@@ -190,7 +191,9 @@ def test_bad_options(options: dict[str, float], message: str) -> None:
         ObserveActivations(**options)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("step", [QuantizeRtn(), QuantizeGptq(), QuantizeSignround()])
+@pytest.mark.parametrize(
+    "step", [QuantizeRtn(), QuantizeGptq(), QuantizeSignround(), InsertFakeQuant()]
+)
 def test_a_pipeline_without_it_is_refused(step: Pass) -> None:
     message = (
         f"^step 2 '{step.name}': w8a8s has activations of a static scale, which nothing has found; "
