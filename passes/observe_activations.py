@@ -34,7 +34,7 @@ class ObserveActivations(Pass):
     - "moving-average": at a moving average of each sample's largest, in which what was before
       counts `momentum`;
     - "percentile": at the size that `percentile` per cent of all numbers do not exceed;
-    - "mse": where the squared error is least;
+    - "mse": where the squared error is least, the default: it loses least (docs/decisions/015);
     - "kl": where codes tell most of the distribution, as TensorRT's calibration has it.
 
     Products that read one value share its scale, as do all values that one weight is multiplied
@@ -45,7 +45,7 @@ class ObserveActivations(Pass):
     accepts: ClassVar[frozenset[Stage]] = frozenset({Stage.PLANNED})
     keeps: ClassVar[frozenset[type[Any]] | None] = None
 
-    observer: Observer = "min-max"
+    observer: Observer = "mse"
     momentum: float = 0.9
     percentile: float = 99.99
     samples: int | None = None

@@ -78,7 +78,7 @@ def test_scales_reach_to_the_largest(layers: int, budget: int | None, tiny_llama
         calibration=Calibration(samples=SAMPLES, source="a test"),
         max_ram=budget,
     )
-    ObserveActivations().run(program, context)
+    ObserveActivations(observer="min-max").run(program, context)
     seen = inputs_of(program)
     assert scales_of(program) == {
         name: float(torch.tensor(max(float(x.abs().max()) for x in parts) / 127))
@@ -153,7 +153,8 @@ def twice() -> Program:
 
 def test_a_weight_that_is_used_twice_has_one_scale() -> None:
     program = twice()
-    context = run(program, STATIC, ObserveActivations(), samples=((torch.ones(3, 8),),))
+    step = ObserveActivations(observer="min-max")
+    context = run(program, STATIC, step, samples=((torch.ones(3, 8),),))
     assert scales_of(program) == {"a": pytest.approx(1000 / 127)}
     assert context.records["observe-activations"]["scales"]["a"]["max"] == 1000
 
