@@ -44,9 +44,9 @@ class TrainFakeQuant(Pass):
     needs: ClassVar[frozenset[type[Any]]] = frozenset({FakeQuantization})
     keeps: ClassVar[frozenset[type[Any]] | None] = frozenset({FakeQuantization})
 
-    block_steps: int = 48
-    steps: int = 256
-    batch: int = 1
+    block_steps: int = 32
+    steps: int = 128
+    batch: int = 2
     learning_rate: float = 2e-5
     block_learning_rate: float = 1e-4
     scale_rate: float = 1e-3

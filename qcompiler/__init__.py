@@ -13,7 +13,7 @@ from importlib.machinery import PathFinder
 
 TYPE_CHECKING = False  # as in typing, whose import takes as long as all the rest here
 if TYPE_CHECKING:
-    from qcompiler.api import compile, evaluate, plan
+    from qcompiler.api import compile, evaluate, plan, prepare_qat
     from qcompiler.benchmark import bench
     from qcompiler.comparison import compare
     from qcompiler.core.errors import (
@@ -38,6 +38,7 @@ _HOMES = {
     "generate_text": "qcompiler.text_generation",
     "load": "qcompiler.runtime",
     "plan": "qcompiler.api",
+    "prepare_qat": "qcompiler.api",
     "ArtifactError": "qcompiler.core.errors",
     "CaptureError": "qcompiler.core.errors",
     "ConfigError": "qcompiler.core.errors",
@@ -63,6 +64,7 @@ __all__ = [
     "generate_text",
     "load",
     "plan",
+    "prepare_qat",
 ]
 
 

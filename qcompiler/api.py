@@ -17,6 +17,8 @@ from torch.export import ExportedProgram
 from codegen.interrupt import interruptible
 from codegen.linker import find_linker
 from codegen.lower import lower
+from passes.insert_fake_quant import InsertFakeQuant
+from passes.train_fake_quant import TrainFakeQuant
 from qcompiler.allocation_plan import BitPlan, describe_plan, until_allocated
 from qcompiler.assembly import assemble, check_scratch
 from qcompiler.benchmark import BenchResult, bench
@@ -24,11 +26,13 @@ from qcompiler.calibration import CalibrationRequest, request_calibration
 from qcompiler.calibration_source import CalibrationData
 from qcompiler.core.artifact import Manifest, check_destination, copy_artifact
 from qcompiler.core.errors import UsageError
+from qcompiler.core.facts import FakeQuantization
 from qcompiler.core.instruments import DumpIR, Instrument
 from qcompiler.core.pass_base import PassContext
 from qcompiler.core.pipeline import Pipeline
 from qcompiler.core.program import Program
 from qcompiler.core.progress import NO_PROGRESS, Progress, StepTimer
+from qcompiler.core.stage import Stage
 from qcompiler.core.target import Target
 from qcompiler.evaluation import WINDOW, Evaluation
 from qcompiler.evaluation import evaluate as evaluate_logits
@@ -36,6 +40,7 @@ from qcompiler.frontend import capture
 from qcompiler.machine_costs import cost_services
 from qcompiler.packaged import check_found
 from qcompiler.planning import plan_request
+from qcompiler.prepared import PreparedModel
 from qcompiler.report.content import SCHEMA
 from qcompiler.report.facts import describe
 from qcompiler.runtime import CompiledModule, LanguageModel, load
@@ -52,6 +57,7 @@ __all__ = [
     "evaluate",
     "load",
     "plan",
+    "prepare_qat",
 ]
 
 Model = str | Path | nn.Module | ExportedProgram
@@ -80,7 +86,7 @@ def compile(
     *,
     output: str | Path | None = None,
     target: str | None = None,
-    pipeline: str | Path = "w4a8",
+    pipeline: str | Path | None = None,
     settings: Sequence[str] = (),
     context: int | None = None,
     example_inputs: tuple[Any, ...] | None = None,
@@ -95,9 +101,10 @@ def compile(
 ) -> Artifact:
     """Compile a model to an artifact for a machine.
 
-    model: a Hugging Face folder, a GGUF file, the name of a packaged model, an exported program, or
-    a module with `example_inputs`. pipeline: a preset or a TOML file; `settings` change its
-    options, each written PASS.OPTION=VALUE. context: the longest context the artifact allows, the
+    model: a Hugging Face folder, a GGUF file, the name of a packaged model, an exported program, a
+    module with `example_inputs`, or what `prepare_qat` gave, which has its target and pipeline.
+    pipeline: a preset or a TOML file, "w4a8" if not given; `settings` change its options, each
+    written PASS.OPTION=VALUE. context: the longest context the artifact allows, the
     model's own limit if not given. dump: a folder for the program's text after every pass. Without
     `output`, the artifact lies in a temporary folder for as long as the returned object is there.
 
@@ -113,7 +120,15 @@ def compile(
     """
     progress = timer = StepTimer(progress or NO_PROGRESS)
     # Whatever can be wrong with the request shows before any work is done.
-    steps, machine = plan_request(pipeline, target, settings)
+    prepared = model if isinstance(model, PreparedModel) else None
+    if prepared is None:
+        steps, machine = plan_request(pipeline or "w4a8", target, settings)
+        passes = steps.spec()
+    else:
+        given = [pipeline, target, settings or None, context, example_inputs, dynamic_shapes]
+        _check_nothing_given([*given, calibration, samples, sequence_length])
+        before, steps = prepared.pipeline
+        machine, passes = prepared.target, before.spec() + steps.spec()
     request = request_calibration(
         steps.steps,
         calibration,
@@ -138,8 +153,15 @@ def compile(
         work = None if output is None or request is None else work_folder(folder)
         instruments: list[Instrument] = [] if dump is None else [DumpIR(Path(dump))]
         with progress.step("capture"):
-            program = capture(
-                model, example_inputs=example_inputs, dynamic_shapes=dynamic_shapes, context=context
+            program = (
+                capture(
+                    model,
+                    example_inputs=example_inputs,
+                    dynamic_shapes=dynamic_shapes,
+                    context=context,
+                )
+                if prepared is None
+                else prepared.program()
             )
         pass_context = _context(machine, progress, max_ram, work=work)
         _calibrate(program, pass_context, request)
@@ -154,8 +176,8 @@ def compile(
                     lowered,
                     folder=folder,
                     target=machine,
-                    pipeline=steps.spec(),
-                    report=describe(program, pass_context, steps.spec()),
+                    pipeline=passes,
+                    report=describe(program, pass_context, passes),
                     times=lambda: {
                         "schema": SCHEMA,
                         "steps": timer.seconds,
@@ -168,6 +190,53 @@ def compile(
         # From here on the temporary folder, if there is one, goes with the artifact.
         weakref.finalize(artifact, cleanup.pop_all().close)
     return artifact
+
+
+def prepare_qat(
+    model: Model,
+    pipeline: str | Path = "qat-w4a8kv4",
+    *,
+    target: str | None = None,
+    settings: Sequence[str] = (),
+    context: int | None = None,
+    example_inputs: tuple[Any, ...] | None = None,
+    dynamic_shapes: Any = None,
+    calibration: CalibrationData | None = None,
+    samples: int | None = None,
+    sequence_length: int | None = None,
+    seed: int = 0,
+    max_ram: int | None = None,
+    progress: Progress | None = None,
+) -> PreparedModel:
+    """Make a module with fake quantisers of a model, to be trained in a loop of one's own.
+
+    The passes of the pipeline are run up to `insert-fake-quant`; `compile` of what is returned runs
+    those that come after `train-fake-quant`. Other arguments are those of `compile`.
+
+    Raises:
+        QCompilerError: what cannot be done, in one sentence.
+    """
+    progress = progress or NO_PROGRESS
+    steps, machine = plan_request(pipeline, target, settings)
+    before, after = _around_training(steps, str(pipeline))
+    request = request_calibration(
+        before.steps,
+        calibration,
+        samples=samples,
+        sequence_length=sequence_length,
+        seed=seed,
+        writes=_may_write(model, example_inputs),
+    )
+    check_max_ram(max_ram)
+    with progress.step("capture"):
+        program = capture(
+            model, example_inputs=example_inputs, dynamic_shapes=dynamic_shapes, context=context
+        )
+    pass_context = _context(machine, progress, max_ram)
+    _calibrate(program, pass_context, request)
+    with interruptible():
+        before.run(program, pass_context)
+    return PreparedModel(program, machine, before, after)
 
 
 def plan(
@@ -282,6 +351,31 @@ def evaluate(
             prefix=prefix,
             window=window or min(WINDOW, longest),
             progress=progress,
+        )
+
+
+def _around_training(steps: Pipeline, name: str) -> tuple[Pipeline, Pipeline]:
+    """Return the steps up to `insert-fake-quant`, and those that come after training."""
+    places = [n for n, s in enumerate(steps.steps) if isinstance(s, InsertFakeQuant)]
+    if not places:
+        raise UsageError(
+            f"the pipeline '{name}' has no 'insert-fake-quant', so that nothing in it can be "
+            "trained; use 'qat-w4a8kv4', or add that pass and 'freeze-fake-quant'"
+        )
+    after = places[0] + 1
+    rest = [step for step in steps.steps[after:] if not isinstance(step, TrainFakeQuant)]
+    return (
+        Pipeline(steps.steps[:after]),
+        Pipeline(tuple(rest), start=Stage.FAKE_QUANTIZED, facts=frozenset({FakeQuantization})),
+    )
+
+
+def _check_nothing_given(arguments: Sequence[object]) -> None:
+    """Refuse what contradicts a prepared model."""
+    if any(argument is not None for argument in arguments):
+        raise UsageError(
+            "a prepared model has its target, pipeline and settings from prepare_qat; leave them "
+            "out, and what is to be calibrated on too"
         )
 
 

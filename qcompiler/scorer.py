@@ -17,6 +17,7 @@ from qcompiler.core.interpreter import TorchLanguageModel
 from qcompiler.core.program import ModelInfo, Program
 from qcompiler.evaluation import Logits
 from qcompiler.frontend import capture
+from qcompiler.prepared import PreparedModel
 from qcompiler.runtime import LanguageModel, load
 from qcompiler.tokenizer import open_tokenizer
 
@@ -52,6 +53,8 @@ def open_scorer(
 ) -> Scorer:
     """Load an artifact, or capture a model to run it in torch, as `prepare` changes it first.
 
+    What `prepare_qat` gave is run in the integer arithmetic that it will be deployed in.
+
     Raises:
         UsageError: it is no language model, or an artifact that cannot be changed any more.
         QCompilerError: it cannot be loaded or captured.
@@ -60,9 +63,11 @@ def open_scorer(
         if prepare is not None:
             raise UsageError(f"{model} is compiled already; a pipeline goes with a model")
         return _open_artifact(Path(model))
-    program = capture(model)
+    program = model.frozen() if isinstance(model, PreparedModel) else capture(model)
     if program.info.kind != "causal-lm":
         raise _no_language_model(program.info.name)
+    if prepare is not None and isinstance(model, PreparedModel):
+        raise UsageError("a prepared model has its pipeline; leave out another")
     if prepare is not None:
         prepare(program)
     in_torch = TorchLanguageModel(program)
