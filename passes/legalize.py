@@ -11,6 +11,7 @@ from typing import ClassVar
 from torch import fx
 
 from passes.fuse_norm import WantedCodes, feed_quantized, wanted_codes
+from passes.planned import planned_weights
 from passes.products import Product
 from passes.rewrite import emit
 from qcompiler.core import ops
@@ -40,6 +41,12 @@ class Legalize(Pass):
 
     widen: bool = False
 
+    def check_program(self, program: Program, context: PassContext) -> None:
+        """Refuse schemes without kernels before weights are quantised, which may take long."""
+        for weight in planned_weights(program).values():
+            is_table = all(node.target is ops.embedding for node in weight.nodes)
+            self._fitting(weight.operator, weight.scheme, context, is_table=is_table)
+
     def run(self, program: Program, context: PassContext) -> None:
         self._fit_schemes(program, context)
         _quantize_activations(program)
@@ -53,20 +60,30 @@ class Legalize(Pass):
             weight = str(weight_of(node))
             name, scheme = operator_name(weight), QuantScheme.parse(str(node.kwargs["scheme"]))
             is_table = node.target is ops.quantized_embedding
-            check_supported(scheme, context.target, f"'{name}'", storage_only=is_table)
-            if has_kernels(scheme, context.target, storage_only=is_table):
+            wide = self._fitting(name, scheme, context, is_table=is_table)
+            if wide == scheme:
                 continue
-            wide = widened(scheme)
-            if not self.widen:
-                raise UnsupportedError(
-                    f"{context.target.name} has no kernels for {scheme}, wanted for '{name}'; "
-                    f"use {wide}, or give legalize the option widen = true to store the same codes "
-                    f"in {wide.weight.bits} bits"
-                )
             node.kwargs = {**node.kwargs, "scheme": str(wide)}
             program.plan[name] = wide
             _store_wider(program, weight, wide)
             context.note(self.name, f"{name}: {scheme} stored as {wide}")
+
+    def _fitting(
+        self, name: str, scheme: QuantScheme, context: PassContext, *, is_table: bool
+    ) -> QuantScheme:
+        """Return the scheme that an operator will have, itself or a wider one."""
+        target = context.target
+        check_supported(scheme, target, f"'{name}'", storage_only=is_table)
+        if has_kernels(scheme, target, storage_only=is_table):
+            return scheme
+        wide = widened(scheme)
+        if not self.widen:
+            raise UnsupportedError(
+                f"{target.name} has no kernels for {scheme}, wanted for '{name}'; "
+                f"use {wide}, or give legalize the option widen = true to store the same codes "
+                f"in {wide.weight.bits} bits"
+            )
+        return wide
 
 
 def _store_wider(program: Program, weight: str, scheme: QuantScheme) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -43,6 +44,9 @@ class TrainFakeQuant(Pass):
     accepts: ClassVar[frozenset[Stage]] = frozenset({Stage.FAKE_QUANTIZED})
     needs: ClassVar[frozenset[type[Any]]] = frozenset({FakeQuantization})
     keeps: ClassVar[frozenset[type[Any]] | None] = frozenset({FakeQuantization})
+
+    # Many short texts: what a step costs grows with their length, and they teach as much.
+    sample_sizes: ClassVar[tuple[int, int] | None] = (128, 256)
 
     block_steps: int = 32
     steps: int = 128
@@ -165,7 +169,18 @@ class TrainFakeQuant(Pass):
                 "best": course.best_step,
                 "before": course.first_loss,
                 "after": course.best_loss,
-                "held_out": [[step, loss] for step, loss in course.held],
-                "curve": thinned(course.curve),
+                "held_out": [[s, x if math.isfinite(x) else None] for s, x in course.held],
+                "curve": _points(course.curve),
             },
         )
+
+
+def _points(curve: list[float]) -> list[list[float]]:
+    """Return (step, loss) of few enough points of a curve to draw, each the mean of some steps.
+
+    >>> _points([3.0, 2.0, 1.0])
+    [[1.0, 3.0], [2.0, 2.0], [3.0, 1.0]]
+    """
+    means = thinned(curve)
+    size = -(-len(curve) // max(1, len(means)))
+    return [[min(len(curve), (i + 0.5) * size + 0.5), mean] for i, mean in enumerate(means)]

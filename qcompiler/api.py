@@ -235,7 +235,12 @@ def prepare_qat(
     pass_context = _context(machine, progress, max_ram)
     _calibrate(program, pass_context, request)
     with interruptible():
-        before.run(program, pass_context)
+        *planning, insert = before.steps
+        Pipeline(tuple(planning)).run(program, pass_context)
+        # What will not do later is to be known before anything is trained.
+        for step in (insert, *after.steps):
+            step.check_program(program, pass_context)
+        Pipeline((insert,), program.stage, frozenset(program.facts)).run(program, pass_context)
     return PreparedModel(program, machine, before, after)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
@@ -38,12 +38,16 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationRequest:
-    """What was asked for; whatever can be wrong with it without the model has been found."""
+    """What was asked for; whatever can be wrong with it without the model has been found.
+
+    `sizes`: how many samples of text a pass wants, and of how many tokens, where it was not said.
+    """
 
     source: Source | None
     samples: int | None
     sequence_length: int | None
     seed: int
+    sizes: tuple[int, int] | None = None
 
     def build(self, program: Program, progress: Progress = NO_PROGRESS) -> Calibration:
         """Make the samples; see `build_calibration`."""
@@ -61,7 +65,7 @@ class CalibrationRequest:
         """Say so where there are fewer samples than were asked for."""
         wanted = self.samples
         if wanted is None:
-            wanted = SAMPLES if isinstance(self.source, Texts) else len(made)
+            wanted = self._count(SAMPLES) if isinstance(self.source, Texts) else len(made)
         if len(made) >= wanted:
             return None
         return f"{made.source} gives {len(made)} samples; {wanted} were wanted"
@@ -76,7 +80,7 @@ class CalibrationRequest:
         length = self._length(info, GENERATED_LENGTH)
         tokens = generate_tokens(
             program,
-            samples=self.samples or GENERATED_SAMPLES,
+            samples=self._count(GENERATED_SAMPLES),
             sequence_length=length,
             seed=self.seed,
             progress=progress,
@@ -114,7 +118,7 @@ class CalibrationRequest:
         self._check_enough(source.name, len(stream), body)
         pieces = list(stream[: len(stream) // body * body].reshape(-1, body))
         prefix = torch.tensor(begin, dtype=torch.int64)
-        chosen = self._choose(pieces, self.samples or SAMPLES)
+        chosen = self._choose(pieces, self._count(SAMPLES))
         return Calibration(
             samples=tuple((torch.cat((prefix, piece)),) for piece in chosen), source=source.name
         )
@@ -160,7 +164,7 @@ class CalibrationRequest:
         if source.lines:
             texts = [line for text in texts for line in text.splitlines()]
         texts = [text for text in texts if text.strip()]
-        chosen = self._choose(texts, self.samples or SAMPLES)
+        chosen = self._choose(texts, self._count(SAMPLES))
         ids = [torch.tensor([tokenizer.encode(text).ids]) for text in chosen]
         count = sum(row.numel() for row in ids)
         if len(ids) < LEAST_SAMPLES or count < LEAST_TOKENS:
@@ -172,9 +176,14 @@ class CalibrationRequest:
             samples=tuple((row, torch.ones_like(row)) for row in ids), source=source.name
         )
 
+    def _count(self, default: int) -> int:
+        """Return how many samples are wanted."""
+        return self.samples or (default if self.sizes is None else self.sizes[0])
+
     def _length(self, info: ModelInfo, default: int) -> int:
         """Return how many tokens a sample may have."""
         limit = info.max_context
+        default = default if self.sizes is None else self.sizes[1]
         if self.sequence_length is None:
             return default if limit is None else min(default, limit)
         if limit is not None and self.sequence_length > limit:
@@ -185,12 +194,12 @@ class CalibrationRequest:
         return self.sequence_length
 
     def _check_enough(self, name: str, tokens: int, body: int) -> None:
-        samples = min(LEAST_SAMPLES, self.samples or SAMPLES)
-        least = max(samples * body, min(LEAST_TOKENS, (self.samples or SAMPLES) * body))
+        samples = min(LEAST_SAMPLES, self._count(SAMPLES))
+        least = max(samples * body, min(LEAST_TOKENS, self._count(SAMPLES) * body))
         if tokens < least:
             raise UsageError(
                 f"{name} has {tokens} tokens, which is too little to calibrate on; {least} are "
-                f"the least for samples of {body}, and {(self.samples or SAMPLES) * body} are "
+                f"the least for samples of {body}, and {self._count(SAMPLES) * body} are "
                 "wanted"
             )
 
@@ -253,6 +262,8 @@ def request_calibration(
     request = check_calibration(given, samples=samples, sequence_length=sequence_length, seed=seed)
     needing = [step.name for step in steps if step.calibrates]
     if needing:
+        sizes = [step.sample_sizes for step in steps if step.calibrates and step.sample_sizes]
+        request = replace(request, sizes=sizes[0] if sizes else None)
         if given is None and not writes:
             raise UsageError(
                 f"pass '{needing[0]}' runs the model on samples, and only a language model can "

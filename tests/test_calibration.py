@@ -13,6 +13,7 @@ import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import nn
 
+from passes.train_fake_quant import TrainFakeQuant
 from qcompiler import calibration
 from qcompiler.calibration import build_calibration, check_calibration, request_calibration
 from qcompiler.core.calibration import Calibration
@@ -353,6 +354,9 @@ def test_a_request_is_made_where_a_step_calibrates() -> None:
     assert found is not None
     assert found.samples == 3
     assert request_calibration([Calibrated(needed=False)]) is None
+    trained = request_calibration([Calibrated(), TrainFakeQuant()], [WORDS])
+    assert trained is not None
+    assert trained.sizes == TrainFakeQuant.sample_sizes
     assert request_calibration([]) is None
 
 

@@ -53,8 +53,29 @@ def test_a_plain_loop_lowers_the_loss(folder: Path) -> None:
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
     assert losses[-1] < losses[0]
+
+
+def test_the_trainer_of_transformers_trains_it(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("accelerate")
+    from transformers import Trainer, TrainingArguments
+
+    prepared = prepare(folder, 'insert-fake-quant.learn="weights"')
+    samples = [{"input_ids": ids, "labels": ids} for ids in IDS.repeat(4, 1)]
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path),
+        max_steps=4,
+        per_device_train_batch_size=2,
+        learning_rate=1e-3,
+        report_to=[],
+        use_cpu=True,
+        disable_tqdm=True,
+    )
+    before = float(prepared(IDS, labels=IDS).loss.detach())
+    Trainer(model=prepared, args=arguments, train_dataset=samples).train()
+    prepared.train()
+    assert float(prepared(IDS, labels=IDS).loss.detach()) < before
 
 
 def test_evaluation_is_in_the_arithmetic_that_is_deployed(folder: Path) -> None:
@@ -105,8 +126,11 @@ def test_the_artifact_writes_what_the_trained_model_writes(folder: Path, tmp_pat
     model = artifact.load(threads=1)
     tokens = IDS[0].tolist()
     assert sqnr(prepared(IDS[:1]).logits[0], torch.from_numpy(model.logits(tokens))) > 30
-    report = qcompiler.evaluate  # the prepared model is scored as it is deployed
-    assert report is not None
+    scored = [
+        qcompiler.evaluate(one, text="some words to be scored, and then some more of them")
+        for one in (prepared, tmp_path / "trained.qc")
+    ]
+    assert scored[0].nll == pytest.approx(scored[1].nll, abs=1e-3)
     passes = [step["name"] for step in artifact.manifest.pipeline]
     assert "insert-fake-quant" in passes
     assert "train-fake-quant" not in passes

@@ -73,8 +73,9 @@ class Pass(ABC):
     `accepts` are the stages it can start from and `yields` the stage it leaves (None: the same).
     `needs` are facts it reads; `keeps` are facts that stay true after it (a measuring pass keeps
     all). `saved` is said of a measuring pass whose facts, which JSON can say, are worth keeping for
-    a later run. A pass changes the program in place; running the same pass on the same program
-    gives the same result.
+    a later run. `sample_sizes` are how many samples of text it wants, and of how many tokens, if
+    that is not usual. A pass changes the program in place; running the same pass on the same
+    program gives the same result.
     """
 
     name: ClassVar[str]
@@ -84,6 +85,7 @@ class Pass(ABC):
     adds: ClassVar[frozenset[type[Any]]] = frozenset()
     keeps: ClassVar[frozenset[type[Any]] | None] = frozenset()
     saved: ClassVar[bool] = False
+    sample_sizes: ClassVar[tuple[int, int] | None] = None
 
     @property
     def calibrates(self) -> bool:

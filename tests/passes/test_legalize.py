@@ -132,6 +132,16 @@ def test_narrow_codes_are_not_widened_unasked(tiny_llama: Make, run_pass: Run) -
         run_pass(program, Legalize())
 
 
+def test_schemes_without_kernels_are_refused_before_work_that_takes_long(
+    tiny_llama: Make, run_pass: Run
+) -> None:
+    program = tiny_llama()
+    context = run_pass(program, SetBits(rules=(Rule(scheme="w3a8g32"),)))
+    with pytest.raises(UnsupportedError, match="no kernels for w3a8g32"):
+        Legalize().check_program(program, context)
+    Legalize(widen=True).check_program(program, context)
+
+
 def test_another_target_may_lack_kernels(tiny_llama: Make, run_pass: Run) -> None:
     program = tiny_llama()
     context = run_pass(program, W4, QuantizeRtn())
