@@ -20,12 +20,14 @@ from passes.quantize_gptq import QuantizeGptq
 from passes.quantize_kv import QuantizeKv
 from passes.quantize_rtn import QuantizeRtn
 from passes.quantize_signround import QuantizeSignround
+from passes.rotate_values import RotateValues
 from passes.set_bits import SetBits
 from passes.train_fake_quant import TrainFakeQuant
 from qcompiler.core.pass_base import Pass
 
 PASSES: tuple[type[Pass], ...] = (
     Canonicalize,
+    RotateValues,
     MeasureHessian,
     MeasureSensitivity,
     MeasureCost,

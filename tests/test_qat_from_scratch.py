@@ -79,7 +79,7 @@ def data(evaluation_text: str) -> Data:
 def model(data: Data) -> transformers.LlamaForCausalLM:
     torch.manual_seed(0)
     made = transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES))
-    train(made, data, steps=400, rate=4e-3, batch=16)
+    train(made, data, steps=300, rate=4e-3, batch=16)
     return made
 
 
@@ -91,13 +91,14 @@ def folder(model: transformers.LlamaForCausalLM, tmp_path_factory: pytest.TempPa
     return folder
 
 
-def prepared(folder: Path, scheme: str) -> PreparedModel:
+def prepared(folder: Path, scheme: str, start: str = "search") -> PreparedModel:
     return qcompiler.prepare_qat(
         folder,
         settings=[
             f'set-bits.rules=[{{scheme="{scheme}"}}]',
-            'insert-fake-quant.start="search"',
+            f'insert-fake-quant.start="{start}"',
             'insert-fake-quant.learn="weights"',
+            "legalize.widen=true",
         ],
     )
 
@@ -107,7 +108,7 @@ def test_four_bits_lose_next_to_nothing(
 ) -> None:
     plain = data.accuracy(model)
     trained = prepared(folder, "w4a8g32")
-    train(trained, data, steps=60, rate=5e-4, batch=8)
+    train(trained, data, steps=40, rate=5e-4, batch=8)
     found = data.accuracy(trained)
     print(f"accuracy: float {plain:.4f}, 4 bits trained {found:.4f}")
     assert found > 0.99 * plain
@@ -127,11 +128,14 @@ def test_four_bits_lose_next_to_nothing(
     assert same == total
 
 
-def test_two_bits_trained_are_far_above_two_bits_rounded(folder: Path, data: Data) -> None:
-    trained = prepared(folder, "w2a8g32")
-    trained.eval()
-    rounded = data.accuracy(trained)
-    train(trained, data, steps=150, rate=2e-3, batch=8)
+def test_two_bits_trained_are_far_above_two_bits_rounded(
+    model: transformers.LlamaForCausalLM, folder: Path, data: Data
+) -> None:
+    plain = data.accuracy(model)
+    rounded = data.accuracy(prepared(folder, "w2a8", "rtn").eval())
+    trained = prepared(folder, "w2a8")
+    train(trained, data, steps=100, rate=1e-3, batch=8)
     found = data.accuracy(trained)
-    print(f"accuracy: 2 bits rounded {rounded:.4f}, trained {found:.4f}")
-    assert found > rounded + 0.1
+    print(f"accuracy: float {plain:.4f}, 2 bits rounded {rounded:.4f}, trained {found:.4f}")
+    assert rounded < 0.95 * plain
+    assert found - rounded > 0.5 * (plain - rounded)

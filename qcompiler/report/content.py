@@ -127,6 +127,21 @@ class BlockError(Part):
     best: int | None = None
 
 
+class WholeTraining(Part):
+    """How the loss fell when all was trained together: (step, loss) while training, and held out.
+
+    `held_out` is of samples that are not trained on; `best` the step of the iterate that was kept.
+    """
+
+    loss: str = ""
+    steps: int
+    best: int
+    before: float
+    after: float
+    held_out: list[tuple[float, float | None]] = []
+    curve: list[tuple[float, float | None]] = []
+
+
 class Details(Part):
     """What a pass says of operators and blocks, one by one."""
 
@@ -136,6 +151,7 @@ class Details(Part):
     blocks_measure: str = ""
     blocks: list[BlockError] = []
     curves: list[list[float | None]] = []
+    whole: WholeTraining | None = None
 
 
 class Report(BaseModel):
@@ -166,7 +182,7 @@ class Report(BaseModel):
 
     def details(self) -> list[Details]:
         """Return what passes said of single operators and blocks."""
-        return [found for found in self._read(Details) if found.operators or found.blocks]
+        return [d for d in self._read(Details) if d.operators or d.blocks or d.whole]
 
     def rest(self) -> Records:
         """Return the records that no section understands."""

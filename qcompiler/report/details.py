@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from qcompiler.pictures import Point, lines_svg
-from qcompiler.report.content import Details, OperatorRecord
+from qcompiler.report.content import Details, OperatorRecord, WholeTraining
 from qcompiler.report.figure_grid import Figures, figure_grid, known
 from qcompiler.report.figures import HEIGHT, WIDTH, common_power, figure, heats
 from qcompiler.report.grid import place, short_names
@@ -33,6 +33,8 @@ class Detail:
     blocks_picture: str
     blocks: list[tuple[str, ...]]
     curves_picture: str
+    whole: str
+    whole_picture: str
     remarks: list[tuple[str, str]]
 
 
@@ -48,7 +50,7 @@ def details_view(found: Details) -> Detail | None:
         if errors
     ]
     remarks = [(name, text) for name, one in found.operators.items() if (text := _remark(one))]
-    if not grids and not found.blocks and not remarks:
+    if not (grids or found.blocks or remarks or found.whole):
         return None
     return Detail(
         found.step,
@@ -70,6 +72,8 @@ def details_view(found: Details) -> Detail | None:
             for one in found.blocks
         ],
         _curves_picture(found),
+        _whole(found.whole),
+        _whole_picture(found.whole),
         remarks,
     )
 
@@ -144,6 +148,31 @@ def _blocks_picture(found: Details) -> str:
         return ""
     title = found.blocks_measure or "error of the block's output"
     return Markup(lines_svg(series, x_title="block", y_title=title, width=WIDTH, height=HEIGHT))
+
+
+def _whole(found: WholeTraining | None) -> str:
+    """Say in a sentence what training all together did."""
+    if found is None:
+        return ""
+    return (
+        f"All together, {found.steps} steps: the loss on samples held out went from "
+        f"{figure(found.before)} to {figure(found.after)}, at step {found.best}."
+    )
+
+
+def _whole_picture(found: WholeTraining | None) -> str:
+    """Draw the loss of training all together."""
+    if found is None:
+        return ""
+    series = {
+        label: [Point(x=step, y=loss) for step, loss in points if loss is not None]
+        for label, points in (("training", found.curve), ("held out", found.held_out))
+    }
+    series = {label: points for label, points in series.items() if len(points) > 1}
+    if not series:
+        return ""
+    title = found.loss or "loss"
+    return Markup(lines_svg(series, x_title="step", y_title=title, width=WIDTH, height=HEIGHT))
 
 
 def _curves_picture(found: Details) -> str:

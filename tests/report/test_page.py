@@ -96,6 +96,24 @@ def test_every_section_is_there(
     assert page.tags.count("svg") == 4  # front, errors by block, blocks, curves
 
 
+def test_training_shows_how_the_loss_fell(manifest: Manifest, content: dict[str, Any]) -> None:
+    content["records"]["train-fake-quant"] = {
+        "whole": {
+            "loss": "distill",
+            "steps": 20,
+            "best": 16,
+            "before": 0.09,
+            "after": 0.06,
+            "held_out": [[0, 0.09], [8, 0.07], [16, 0.06], [20, None]],
+            "curve": [[1.0, 0.1], [10.0, 0.08], [20.0, 0.07]],
+        }
+    }
+    page = Page(render(manifest, parse(content, {})))
+    assert "20 steps: the loss on samples held out went from 0.09 to 0.06" in page.text
+    assert "held out" in page.text
+    assert page.tags.count("svg") == 5
+
+
 def test_nothing_is_loaded_or_run(
     manifest: Manifest, content: dict[str, Any], times: dict[str, Any]
 ) -> None:
