@@ -206,7 +206,15 @@ def test_the_wheel_installs_the_command(wheel: zipfile.ZipFile) -> None:
 
 
 def test_presets_are_files_named_after_what_they_are() -> None:
-    assert preset_names() == ["balanced", "float", "w4a8", "w4a8-gptq", "w4a8-signround", "w8a8"]
+    assert preset_names() == [
+        "balanced",
+        "float",
+        "qat-w4a8kv4",
+        "w4a8",
+        "w4a8-gptq",
+        "w4a8-signround",
+        "w8a8",
+    ]
     assert {file.suffix for file in FOLDER.iterdir()} == {".toml"}
 
 
