@@ -183,4 +183,4 @@ def _points(curve: list[float]) -> list[list[float]]:
     """
     means = thinned(curve)
     size = -(-len(curve) // max(1, len(means)))
-    return [[min(len(curve), (i + 0.5) * size + 0.5), mean] for i, mean in enumerate(means)]
+    return [[float(min(len(curve), (i + 0.5) * size + 0.5)), mean] for i, mean in enumerate(means)]

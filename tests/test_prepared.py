@@ -80,7 +80,7 @@ def test_the_trainer_of_transformers_trains_it(folder: Path, tmp_path: Path) -> 
 
 def test_evaluation_is_in_the_arithmetic_that_is_deployed(folder: Path) -> None:
     prepared = prepare(folder)
-    trained = prepared(IDS).logits
+    trained = prepared(IDS).logits.detach()
     prepared.eval()
     deployed = prepared(IDS).logits
     assert not deployed.requires_grad

@@ -108,7 +108,7 @@ def test_four_bits_lose_next_to_nothing(
 ) -> None:
     plain = data.accuracy(model)
     trained = prepared(folder, "w4a8g32")
-    train(trained, data, steps=40, rate=5e-4, batch=8)
+    train(trained, data, steps=100, rate=5e-4, batch=8)
     found = data.accuracy(trained)
     print(f"accuracy: float {plain:.4f}, 4 bits trained {found:.4f}")
     assert found > 0.99 * plain

@@ -9,14 +9,17 @@ import pytest
 import torch
 from torch import fx
 
+from passes.insert_fake_quant import InsertFakeQuant
 from qcompiler.core import ops
 from qcompiler.core.builder import ProgramBuilder
 from qcompiler.core.errors import VerifyError
 from qcompiler.core.formats import QuantScheme
+from qcompiler.core.pass_base import PassContext
 from qcompiler.core.program import Program
 from qcompiler.core.qtensor import QuantizedTensor
 from qcompiler.core.stage import Stage
 from qcompiler.core.verify import verify
+from tests.machine import machine
 
 aten = torch.ops.aten
 
@@ -69,9 +72,17 @@ def legal_program() -> Program:
     return program
 
 
+def fake_quantized_program() -> Program:
+    program = planned_program()
+    InsertFakeQuant(start="rtn").run(program, PassContext(target=machine("w*")))
+    program.stage = Stage.FAKE_QUANTIZED
+    return program
+
+
 MAKERS = {
     Stage.FLOAT: float_program,
     Stage.PLANNED: planned_program,
+    Stage.FAKE_QUANTIZED: fake_quantized_program,
     Stage.QUANTIZED: quantized_program,
     Stage.LEGAL: legal_program,
 }
