@@ -8,7 +8,6 @@ in memory at a time.
 from __future__ import annotations
 
 import gc
-import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -17,14 +16,13 @@ from typing import Any
 import torch
 
 from passes.activations import Activations, owned
+from passes.block_error import thinned, values_error
 from passes.block_loop import KEEP_EVERY, check_finite
 from passes.checkpoint import Checkpoint
 from passes.fake_graph import FakeProgram, Rounded, fake_weights, round_weights
-from passes.quantize_signround import error, thinned
 from passes.segments import Segment, SegmentWeights, Weights, segments
-from passes.training import Course, Learner, Loss, Schedule, train
+from passes.training import Course, Learner, Loss, Pace, Schedule, train
 from qcompiler.core.calibration import Calibration
-from qcompiler.core.errors import QCompilerError
 from qcompiler.core.facts import FakeQuantization
 from qcompiler.core.pass_base import PassContext
 from qcompiler.core.program import Program
@@ -46,8 +44,7 @@ class Chains:
 class BlockTraining:
     """Trains the blocks of a program in order, and keeps each that is finished.
 
-    Afterwards `float_hidden` is what the float model has before its last segment, and `records`
-    says how the loss of each block fell.
+    Afterwards `records` says how the loss of each block fell.
     """
 
     def __init__(
@@ -73,7 +70,10 @@ class BlockTraining:
         return self.parts[:-1] if len(self.parts) > 1 else self.parts
 
     def run(self, share: float) -> Activations:
-        """Train all blocks, which is that share of the work; return `float_hidden`."""
+        """Train all blocks, which is that share of the work.
+
+        Return what the float model has before its last segment, by sample.
+        """
         done, reached = 0, 0
         if self.checkpoint is not None:
             done, reached = self.checkpoint.done, self.checkpoint.reached
@@ -155,17 +155,14 @@ class BlockTraining:
         learner = Learner(self.program, names, self.fact.scales, schedule)
         fetch = SegmentWeights(self.program)
         loss = block_loss(self.runner, part, chains.trained, targets)
-        begin = time.monotonic()
-        tokens = sum(sample[0].numel() for sample in self.calibration.samples)
-        each = tokens / len(self.calibration) * schedule.batch
+        pace = Pace(self.calibration, schedule)
 
         def watch(course: Course) -> None:
             done = (index + course.step / schedule.steps) / len(self.body)
             self.context.progress.advance(round(1000 * share * done), 1000)
-            speed = course.step * each / max(time.monotonic() - begin, 1e-9)
             self.context.progress.status(
                 f"block {index} of {len(self.body)}, loss {course.curve[-1]:.4f}, "
-                f"{speed:.0f} tokens/s"
+                f"{pace.after(course.step)}"
             )
 
         course = train(
@@ -176,12 +173,9 @@ class BlockTraining:
             loss,
             len(chains.trained),
             schedule,
+            what=f"block {index}",
             watch=watch,
         )
-        if not math.isfinite(course.first_loss):
-            raise QCompilerError(
-                f"block {index} has no finite loss before it is trained; look for damaged weights"
-            )
         if "diverged" in course.ended:
             self.context.note(
                 "train-fake-quant", f"block {index}: {course.ended}; the best is kept"
@@ -199,16 +193,14 @@ class BlockTraining:
 
     def _trainable(self, part: Segment) -> list[str]:
         """Return the names that learn and that a segment alone reads, in order."""
-        resolve = self.program.weights.resolve
         inside = set(map(id, part.nodes))
-        found = set()
+        read: dict[bool, set[str]] = {True: set(), False: set()}
         for node in self.program.graph.nodes:
-            if node.op == "get_attr" and all(id(user) in inside for user in node.users):
-                found.add(resolve(str(node.target)))
-        for node in self.program.graph.nodes:
-            if node.op == "get_attr" and any(id(user) not in inside for user in node.users):
-                found.discard(resolve(str(node.target)))
-        return [name for name in self.fact.trainable if name in found]
+            if node.op == "get_attr":
+                entry = self.program.weights.resolve(str(node.target))
+                for user in node.users:
+                    read[id(user) in inside].add(entry)
+        return [name for name in self.fact.trainable if name in read[True] - read[False]]
 
 
 def block_loss(
@@ -218,8 +210,7 @@ def block_loss(
     made = {node.name for node in part.nodes}
 
     def loss(sample: int, rounded: Rounded, fetch: Weights) -> torch.Tensor:
-        outputs, wanted = runner.run(part, inputs[sample], rounded, fetch), targets[sample]
-        errors = [error(outputs, wanted, name) for name in wanted if name in made]
-        return torch.stack([e for e in errors if e is not None]).sum()
+        outputs = runner.run(part, inputs[sample], rounded, fetch)
+        return values_error(outputs, targets[sample], made)
 
     return loss

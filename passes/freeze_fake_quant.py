@@ -9,6 +9,7 @@ import torch
 from torch import fx
 
 from passes.fake_graph import FakeWeight, fake_weights
+from passes.input_scales import scale_entry
 from passes.planned import planned_weights, put_codes
 from passes.rewrite import remove_unused
 from qcompiler.core import ops
@@ -83,7 +84,7 @@ def _unround_inputs(program: Program) -> None:
         for user in list(node.users):
             weight = weight_of(user)
             if scale and weight is not None:
-                _share_scale(program, scale[0], f"{operator_name(weight)}.input_scale")
+                _share_scale(program, scale[0], scale_entry(operator_name(weight)))
         node.replace_all_uses_with(source)
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy as copying
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -36,13 +35,7 @@ def hollow_copy(program: Program) -> Program:
     store = WeightStore([_Hollow(program.weights)])
     for alias, entry in program.weights.aliases.items():
         store.alias(alias, entry)
-    return replace(
-        program,
-        graph=copying.deepcopy(program.graph),
-        weights=store,
-        facts={},
-        plan=dict(program.plan),
-    )
+    return program.copy(weights=store, facts={})
 
 
 def quantize_hollow(program: Program) -> None:

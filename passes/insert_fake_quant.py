@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -13,7 +12,7 @@ from torch import fx
 from passes.block_loop import cannot_quantize, quantize_blocks
 from passes.gptq import GptqSettings
 from passes.gptq_block import GptqOfBlocks
-from passes.input_scales import check_scales
+from passes.input_scales import check_scales, scale_entry
 from passes.observe_activations import check_observed
 from passes.planned import PlannedWeight, planned_weights
 from passes.rewrite import emit, is_weight
@@ -26,7 +25,7 @@ from qcompiler.core.errors import ConfigError, QCompilerError
 from qcompiler.core.facts import FakeQuantization
 from qcompiler.core.formats import TensorFormat
 from qcompiler.core.pass_base import Pass, PassContext
-from qcompiler.core.program import Program
+from qcompiler.core.program import Program, operator_name, weight_of
 from qcompiler.core.qtensor import QuantizedTensor
 from qcompiler.core.stage import Stage
 
@@ -36,7 +35,6 @@ Scales = Literal["step", "clip", "range"]
 
 SCALE, ZERO, CLIP, LEFT, RIGHT = "_scale", "_zero_point", "_clip", "_left", "_right"
 """What follows an entry's name in the names of what its rounding needs."""
-
 
 PARAMETERS = frozenset({ops.linear, ops.embedding, ops.rms_norm, ops.layer_norm})
 """Operators whose second and third arguments are parameters."""
@@ -95,9 +93,10 @@ class InsertFakeQuant(Pass):
         for entry, weight in planned.items():
             self._add_weights(program, weight, codes[entry], learned)
             for node in weight.nodes:
-                self._round_weight(program, node, weight, learned)
+                # The input first: its scale goes by the name of the stored weight.
                 if node.target is ops.linear:
                     _round_input(program, node, weight, inputs, learned)
+                _round_weight(program, node, weight)
         if self.learn == "weights":
             learned.others += _other_floats(program, planned)
         program.facts[FakeQuantization] = FakeQuantization(
@@ -112,13 +111,7 @@ class InsertFakeQuant(Pass):
         self, program: Program, context: PassContext, planned: dict[str, PlannedWeight]
     ) -> dict[str, QuantizedTensor]:
         if self.start == "gptq":
-            twin = replace(
-                program,
-                graph=copy.deepcopy(program.graph),
-                weights=program.weights.copy(),
-                plan=dict(program.plan),
-                facts={},
-            )
+            twin = program.copy(facts={})
             quantize_blocks(twin, context, self, _GPTQ)
             found = {entry: twin.weights.get(entry) for entry in planned}
             return {e: q for e, q in found.items() if isinstance(q, QuantizedTensor)}
@@ -166,39 +159,6 @@ class InsertFakeQuant(Pass):
         store.put(entry + RIGHT, torch.randn(rank, k, generator=generator) * k**-0.5)
         learned.others += [entry + LEFT, entry + RIGHT]
 
-    def _round_weight(
-        self, program: Program, node: fx.Node, weight: PlannedWeight, learned: _Learned
-    ) -> None:
-        graph, store, entry = program.graph, program.weights, weight.entry
-        form = weight.scheme.weight
-        stored = node.args[1]
-        assert isinstance(stored, fx.Node)
-
-        def read(name: str) -> fx.Node:
-            with graph.inserting_before(node):
-                return shapes.add_weight(graph, store, name)
-
-        latent = stored
-        if entry + LEFT in store:
-            factors = read(entry + LEFT), read(entry + RIGHT)
-            latent = emit(node, ops.low_rank_update, stored, *factors, val=stored.meta["val"])
-        if entry + SCALE in store:
-            scale = read(entry + SCALE)
-        else:
-            clips = [read(entry + CLIP)] if entry + CLIP in store else []
-            scale = emit(node, ops.range_scale, latent, *clips, form=form)
-        zero = [read(entry + ZERO)] if entry + ZERO in store else []
-        rounded = emit(
-            node,
-            ops.fake_quantize_weight,
-            latent,
-            scale,
-            *zero,
-            val=stored.meta["val"],
-            form=form,
-        )
-        node.args = (node.args[0], rounded, *node.args[2:])
-
 
 @dataclass
 class _Learned:
@@ -218,6 +178,39 @@ def _clip(weight: torch.Tensor, start: QuantizedTensor) -> torch.Tensor:
     return torch.where(full == 0, torch.ones_like(share), share.abs())
 
 
+def _round_weight(program: Program, node: fx.Node, weight: PlannedWeight) -> None:
+    """Have an operator read its weight rounded."""
+    graph, store, entry = program.graph, program.weights, weight.entry
+    form = weight.scheme.weight
+    stored = node.args[1]
+    assert isinstance(stored, fx.Node)
+
+    def read(name: str) -> fx.Node:
+        with graph.inserting_before(node):
+            return shapes.add_weight(graph, store, name)
+
+    latent = stored
+    if entry + LEFT in store:
+        factors = read(entry + LEFT), read(entry + RIGHT)
+        latent = emit(node, ops.low_rank_update, stored, *factors, val=stored.meta["val"])
+    if entry + SCALE in store:
+        scale = read(entry + SCALE)
+    else:
+        clips = [read(entry + CLIP)] if entry + CLIP in store else []
+        scale = emit(node, ops.range_scale, latent, *clips, form=form)
+    zero = [read(entry + ZERO)] if entry + ZERO in store else []
+    rounded = emit(
+        node,
+        ops.fake_quantize_weight,
+        latent,
+        scale,
+        *zero,
+        val=stored.meta["val"],
+        form=form,
+    )
+    node.args = (node.args[0], rounded, *node.args[2:])
+
+
 def _round_input(
     program: Program,
     node: fx.Node,
@@ -231,13 +224,13 @@ def _round_input(
         return
     x = node.args[0]
     assert isinstance(x, fx.Node)
-    operator = weight.operator
+    operator = operator_name(str(weight_of(node)))
     static = static_scale(program.weights.tensor, operator, form)
     key = (x, form, None if static is None else float(static))
     if key not in inputs:
         scales = []
         if static is not None:
-            name = f"{operator}.input_scale"
+            name = scale_entry(operator)
             with program.graph.inserting_before(node):
                 scales = [shapes.add_weight(program.graph, program.weights, name)]
             learned.scales.append(name)

@@ -8,7 +8,8 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
-from passes.activations import Activations, Values
+from passes.activations import Activations
+from passes.block_error import thinned, values_error
 from passes.block_loop import FLOAT_TOKENS, BlockResult, BlockRun, cannot_quantize, quantize_blocks
 from passes.gptq import GptqSettings
 from passes.gptq_block import GptqOfBlocks, note_operators
@@ -38,9 +39,6 @@ RATES: dict[Start, tuple[float, float]] = {
 """The rates of offsets and of scales at first, times the iterations, unless they are given. GPTQ's
 codes make up for one another's errors, and large steps would undo that before they found better."""
 
-SMALLEST = 1e-12
-"""The least power that an error is divided by."""
-
 LEARNED_BITS = 7
 """With more, rounding to nearest loses next to nothing."""
 
@@ -55,9 +53,6 @@ GPTQ_SHARE = 0.4
 
 MOST_WEIGHED = 16
 """On how many samples the mean squares of inputs are measured, by which scales are searched."""
-
-POINTS = 25
-"""How many points of a curve are kept for the report."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,17 +188,6 @@ class _LearnedRounding:
         return BlockResult(codes, record, float_outputs=targets)
 
 
-def thinned(curve: Sequence[float]) -> list[float]:
-    """Return the means of consecutive parts of a curve, of which there are few enough to draw.
-
-    >>> thinned([4.0, 2.0, 1.0])
-    [4.0, 2.0, 1.0]
-    """
-    size = -(-len(curve) // POINTS)
-    parts = [curve[start : start + size] for start in range(0, len(curve), size)]
-    return [sum(part) / len(part) for part in parts]
-
-
 def block_loss(
     run: BlockRun, codes: Mapping[str, QuantizedTensor], targets: Activations
 ) -> BlockLoss:
@@ -223,26 +207,9 @@ def block_loss(
             return fixed(name) if found is None else found
 
         outputs = run.segment.run(run.inputs[sample], fetch, schemes)
-        wanted = targets[sample]
-        errors = [error(outputs, wanted, name) for name in wanted if name in made]
-        return torch.stack([e for e in errors if e is not None]).sum()
+        return values_error(outputs, targets[sample], made)
 
     return loss
-
-
-def error(outputs: Values, wanted: Values, name: str) -> torch.Tensor | None:
-    """Return the error of one value [..., n] relative to its power, None if it is no float tensor.
-
-    Each token counts alike: what reads a residual stream normalises it first, and a few tokens,
-    such as the first, may be a thousand times as large as all others.
-    """
-    target, output = wanted[name], outputs[name]
-    if not isinstance(target, torch.Tensor) or not isinstance(output, torch.Tensor):
-        return None
-    if not target.is_floating_point():
-        return None
-    power = target.square().mean(-1, keepdim=True).clamp(min=SMALLEST)
-    return ((output - target).square() / power).mean()
 
 
 def rounded(run: BlockRun, start: Literal["rtn", "search"]) -> BlockResult:

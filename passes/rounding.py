@@ -12,7 +12,7 @@ import torch
 
 from qcompiler.core.errors import QCompilerError
 from qcompiler.core.formats import TensorFormat
-from qcompiler.core.groups import group_rows, to_float16
+from qcompiler.core.groups import full_scale, group_rows, to_float16
 from qcompiler.core.qtensor import QuantizedTensor
 
 Span = Literal["full", "restricted"]
@@ -70,7 +70,7 @@ def symmetric_scale(
 ) -> torch.Tensor:
     """Return the scales, float16, of groups whose entries lie between `low` and `high`."""
     if span == "full":
-        return to_float16(torch.where(high > -low, high, low) / form.code_range[0])
+        return to_float16(full_scale(low, high, form))
     return to_float16(torch.maximum(high, -low) / form.code_range[1])
 
 
@@ -84,10 +84,8 @@ def asymmetric_scale(
     low: torch.Tensor, high: torch.Tensor, form: TensorFormat
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the scales, float16, and zero points, uint8, of groups between `low` and `high`."""
-    low, high = low.clamp(max=0), high.clamp(min=0)
-    last = form.code_range[1]
-    scale = to_float16((high - low) / last)
-    zero = torch.round(-low / scale.to(torch.float32)).clamp_(0, last)
+    scale = to_float16(full_scale(low, high, form))
+    zero = torch.round(-low.clamp(max=0) / scale.to(torch.float32)).clamp_(*form.code_range)
     return scale, zero.to(torch.uint8)
 
 

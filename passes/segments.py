@@ -19,6 +19,7 @@ import torch.nn.functional as functional
 from torch import fx
 
 from passes.activations import Values
+from passes.input_scales import scale_entry
 from qcompiler.core import kv_rows, ops
 from qcompiler.core.fake_quant import fake_quantize, fake_query, fake_store
 from qcompiler.core.formats import PerTensor, QuantScheme, TensorFormat
@@ -234,7 +235,7 @@ def static_scale(weights: Weights, operator: str, form: TensorFormat | None) -> 
     """Return the scale [1] of a product's input, where the format has one that is static."""
     if form is None or not isinstance(form.granularity, PerTensor):
         return None
-    return weights(f"{operator}.input_scale")
+    return weights(scale_entry(operator))
 
 
 def arguments(

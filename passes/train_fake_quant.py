@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+from passes.block_error import thinned
 from passes.block_training import BlockTraining
 from passes.checkpoint import open_checkpoint
-from passes.quantize_signround import thinned
 from passes.training import Schedule
 from passes.training_memory import check_memory
 from passes.whole_training import Objective, Settings, WholeTraining
@@ -103,23 +103,26 @@ class TrainFakeQuant(Pass):
         checkpoint = None
         if context.work is not None:
             checkpoint = open_checkpoint(context.work, self, program, calibration)
-        blocks = BlockTraining(
-            program,
-            context,
-            calibration,
-            Schedule(
-                steps=self.block_steps,
-                batch=self.batch,
-                rate=self.block_learning_rate,
-                scale_rate=self.block_scale_rate,
-                warmup=self.warmup,
-                weight_decay=self.weight_decay,
-                checks=4,
-                patience=self.patience + 1,
-                seed=self.seed,
-            ),
-            checkpoint,
+        schedule = Schedule(
+            steps=self.steps,
+            batch=self.batch,
+            rate=self.learning_rate,
+            scale_rate=self.scale_rate,
+            warmup=self.warmup,
+            weight_decay=self.weight_decay,
+            checks=self.checks,
+            patience=self.patience,
+            seed=self.seed,
         )
+        by_block = replace(
+            schedule,
+            steps=self.block_steps,
+            rate=self.block_learning_rate,
+            scale_rate=self.block_scale_rate,
+            checks=4,
+            patience=self.patience + 1,
+        )
+        blocks = BlockTraining(program, context, calibration, by_block, checkpoint)
         before = self.block_steps * BLOCK_WORK
         share = before / (before + self.steps)
         hidden = blocks.run(share)
@@ -140,17 +143,7 @@ class TrainFakeQuant(Pass):
             program,
             context,
             calibration,
-            Schedule(
-                steps=self.steps,
-                batch=self.batch,
-                rate=self.learning_rate,
-                scale_rate=self.scale_rate,
-                warmup=self.warmup,
-                weight_decay=self.weight_decay,
-                checks=self.checks,
-                patience=self.patience,
-                seed=self.seed,
-            ),
+            schedule,
             Settings(loss=self.loss, hidden=self.hidden, recompute=self.recompute, bf16=self.bf16),
             None if checkpoint is None else checkpoint.folder / "whole.safetensors",
         )

@@ -6,6 +6,7 @@ The loop knows nothing of graphs: it is given a loss by sample, and the names th
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,8 @@ import torch
 
 from passes.fake_graph import FakeWeight, Rounded, overlaid, round_weights
 from passes.segments import Weights
+from qcompiler.core.calibration import Calibration
+from qcompiler.core.errors import QCompilerError
 from qcompiler.core.program import Program
 
 Loss = Callable[[int, Rounded, Weights], torch.Tensor]
@@ -167,6 +170,21 @@ class Course:
         return ""
 
 
+class Pace:
+    """How fast steps follow one another, from now on."""
+
+    def __init__(self, calibration: Calibration, schedule: Schedule, *, first: int = 0) -> None:
+        """Start the clock at the step `first`."""
+        tokens = sum(sample[0].numel() for sample in calibration.samples)
+        self._each = tokens / len(calibration) * schedule.batch
+        self._first, self._begin = first, time.monotonic()
+
+    def after(self, step: int) -> str:
+        """Return the tokens of a second, when so many steps have been taken."""
+        seconds = max(time.monotonic() - self._begin, 1e-9)
+        return f"{(step - self._first) * self._each / seconds:.0f} tokens/s"
+
+
 def split_samples(samples: int, seed: int) -> tuple[list[int], list[int]]:
     """Return samples to train on and to hold out (all for both, where there are too few)."""
     order = torch.randperm(samples, generator=torch.Generator().manual_seed(seed)).tolist()
@@ -183,6 +201,7 @@ def train(
     samples: int,
     schedule: Schedule,
     *,
+    what: str,
     course: Course | None = None,
     watch: Callable[[Course], None] = lambda course: None,
 ) -> Course:
@@ -191,6 +210,9 @@ def train(
     weights: those that are rounded anew whenever what they depend on has changed; rest: all others
     by name. course: where to go on from. `watch` is called after every step. Each sample is a batch
     of its own, whose gradients add up before a step.
+
+    Raises:
+        QCompilerError: the loss is not finite at the start; `what` names what is trained.
     """
     course = Course() if course is None else course
     taught, held = split_samples(samples, schedule.seed)
@@ -208,6 +230,10 @@ def train(
 
     if not course.held:
         check()
+    if not math.isfinite(course.first_loss):
+        raise QCompilerError(
+            f"{what} has no finite loss before it is trained; look for damaged weights"
+        )
     while course.step < schedule.steps and not course.ended:
         begin = course.step * schedule.batch
         batch = order[begin : begin + schedule.batch]

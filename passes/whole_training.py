@@ -8,7 +8,6 @@ the last segment is run again when its predictions are wanted: they would take f
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -24,12 +23,11 @@ from safetensors import SafetensorError
 from torch.utils.checkpoint import checkpoint as run_again_later
 
 from passes.activations import Activations, Values
+from passes.block_error import value_error, values_error
 from passes.fake_graph import FakeProgram, Rounded, fake_weights
-from passes.quantize_signround import error
 from passes.segments import Segment, SegmentWeights, Weights, segments
-from passes.training import Course, Learner, Schedule, train
+from passes.training import Course, Learner, Pace, Schedule, train
 from qcompiler.core.calibration import Calibration
-from qcompiler.core.errors import QCompilerError
 from qcompiler.core.facts import FakeQuantization
 from qcompiler.core.pass_base import PassContext
 from qcompiler.core.program import Program
@@ -79,17 +77,15 @@ class WholeTraining:
         """Train towards what the float model makes of `float_hidden`; `done`: the share before."""
         learner = Learner(self.program, self.fact.trainable, self.fact.scales, self.schedule)
         course = self._resume(learner)
-        begin, first = time.monotonic(), 0 if course is None else course.step
-        tokens = sum(sample[0].numel() for sample in self.calibration.samples)
-        each = tokens / len(self.calibration) * self.schedule.batch
+        first = 0 if course is None else course.step
+        pace = Pace(self.calibration, self.schedule, first=first)
 
         def watch(course: Course) -> None:
             share = done + (1 - done) * course.step / self.schedule.steps
             self.context.progress.advance(round(1000 * share), 1000)
-            speed = (course.step - first) * each / max(time.monotonic() - begin, 1e-9)
             self.context.progress.status(
                 f"loss {course.curve[-1]:.4f}, held out {course.held[-1][1]:.4f}, "
-                f"{speed:.0f} tokens/s"
+                f"{pace.after(course.step)}"
             )
             if self.file is not None and time.monotonic() - self._kept_at >= KEEP_EVERY:
                 self._kept_at = time.monotonic()
@@ -103,14 +99,10 @@ class WholeTraining:
             self._loss(float_hidden),
             len(self.calibration),
             self.schedule,
+            what="the model",
             course=course,
             watch=watch,
         )
-        if not math.isfinite(course.first_loss):
-            raise QCompilerError(
-                "the model has no finite loss before it is trained from end to end; "
-                "look for damaged weights"
-            )
         learner.write(self.program)
         if self.file is not None:
             keep(self.file, learner, course)
@@ -146,10 +138,9 @@ class WholeTraining:
                 (tokens,) = self.calibration.samples[sample]
                 terms.append(functional.cross_entropy(output[0, :-1], tokens[1:]))
             if self.settings.hidden:
-                wanted_values = float_hidden[sample]
                 made = {node.name for part in self.parts[:-1] for node in part.nodes}
-                errors = [error(hidden, wanted_values, n) for n in wanted_values if n in made]
-                terms += [self.settings.hidden * e for e in errors if e is not None]
+                far = values_error(hidden, float_hidden[sample], made)
+                terms.append(self.settings.hidden * far)
             return torch.stack(terms).sum()
 
         return loss
@@ -157,7 +148,7 @@ class WholeTraining:
     def _distance(self, output: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
         if self.program.info.kind == "causal-lm":
             return divergence(output, wanted)
-        found = error({"output": output}, {"output": wanted}, "output")
+        found = value_error(output, wanted)
         assert found is not None
         return found
 

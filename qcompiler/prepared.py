@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import dataclasses
 from typing import Any
 
 import torch
@@ -41,6 +39,7 @@ class PreparedModel(nn.Module):
         self._target, self._before, self._after = target, before, after
         self._frozen: tuple[tuple[int, ...], Program] | None = None
         self._rest = SegmentWeights(program)
+        self._runner, self._parts = FakeProgram(program), segments(program)
         self._entries: list[str] = []
         fact: FakeQuantization = program.facts[FakeQuantization]
         read = {program.weights.resolve(n) for w in fake_weights(program) for n in w.sources}
@@ -95,27 +94,20 @@ class PreparedModel(nn.Module):
 
         input_ids [b, s] → [b, s, vocab].
         """
-        runner, outputs = FakeProgram(self._program), []
         with torch.no_grad():
-            for ids in input_ids:
-                values: Values = segments(self._program)[0].order.inputs((ids,))
-                for part in segments(self._program):
-                    values = runner.run_float(part, values)
-                outputs.append(values[self._output_names()[0]])
-        return torch.cat(outputs)  # type: ignore[arg-type]
+            found = [self._inputs((ids,)) for ids in input_ids]
+            # Part by part, so that the weights of each are read once.
+            for part in self._parts:
+                found = [self._runner.run_float(part, values) for values in found]
+        (name,) = self._output_names()
+        return torch.cat([values[name] for values in found])  # type: ignore[misc]
 
     def program(self) -> Program:
         """Return a copy of the program with the parameters as they are now."""
         weights = self._program.weights.copy()
         for entry in self._entries:
             weights.put(entry, self.get_tensor(entry).detach().clone())
-        return dataclasses.replace(
-            self._program,
-            graph=copy.deepcopy(self._program.graph),
-            weights=weights,
-            plan=dict(self._program.plan),
-            facts=dict(self._program.facts),
-        )
+        return self._program.copy(weights=weights)
 
     def frozen(self) -> Program:
         """Return a program of integer codes: what is deployed."""
@@ -165,12 +157,13 @@ class PreparedModel(nn.Module):
     def _trained(
         self, sample: tuple[torch.Tensor, ...], rounded: Rounded, fetch: Weights
     ) -> tuple[torch.Tensor, ...]:
-        runner = FakeProgram(self._program)
-        parts = segments(self._program)
-        values: Values = parts[0].order.inputs(sample)
-        for part in parts:
-            values = runner.run(part, values, rounded, fetch)
+        values = self._inputs(sample)
+        for part in self._parts:
+            values = self._runner.run(part, values, rounded, fetch)
         return tuple(values[name] for name in self._output_names())  # type: ignore[misc]
+
+    def _inputs(self, sample: tuple[torch.Tensor, ...]) -> Values:
+        return self._parts[0].order.inputs(sample)
 
     def _deployed(self, sample: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         program = self.frozen()

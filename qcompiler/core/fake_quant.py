@@ -15,7 +15,7 @@ import torch
 
 from qcompiler.core import kv_rows
 from qcompiler.core.formats import TensorFormat
-from qcompiler.core.groups import LARGEST, group_rows, to_float16
+from qcompiler.core.groups import LARGEST, full_scale, group_rows, to_float16
 from qcompiler.core.qtensor import QuantizedTensor
 from qcompiler.core.reference import quantize_activation
 
@@ -83,11 +83,7 @@ def range_scale(
     """
     with torch.no_grad():
         groups = group_rows(weight.to(torch.float32), form)
-        low, high = groups.amin(2), groups.amax(2)
-        if form.symmetric:
-            scale = torch.where(high > -low, high, low) / form.code_range[0]
-        else:
-            scale = (high.clamp(min=0) - low.clamp(max=0)) / form.code_range[1]
+        scale = full_scale(groups.amin(2), groups.amax(2), form)
     return scale if clip is None else scale * clip
 
 

@@ -24,6 +24,17 @@ def group_rows(rows: torch.Tensor, form: TensorFormat) -> torch.Tensor:
     return rows.reshape(-1, groups, size)
 
 
+def full_scale(low: torch.Tensor, high: torch.Tensor, form: TensorFormat) -> torch.Tensor:
+    """Return the scales at which codes just reach all of groups between `low` and `high`, [n, g].
+
+    Where codes are symmetric, the entry of largest magnitude becomes the code that has no positive
+    twin; where they are not, zero is one of them.
+    """
+    if form.symmetric:
+        return torch.where(high > -low, high, low) / form.code_range[0]
+    return (high.clamp(min=0) - low.clamp(max=0)) / form.code_range[1]
+
+
 def to_float16(scale: torch.Tensor) -> torch.Tensor:
     """Round scales to float16 so that dividing by them is safe.
 

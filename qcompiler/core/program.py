@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -93,6 +94,14 @@ class Program:
                 weight = weight_of(node)
                 if weight is not None:
                     yield operator_name(weight), node
+
+    def copy(self, **changes: Any) -> Program:
+        """Return a program that can be changed without this one, some fields other than its own.
+
+        Both read the same weights until one is written.
+        """
+        own = {"weights": self.weights.copy(), "facts": dict(self.facts), "plan": dict(self.plan)}
+        return replace(self, graph=deepcopy(self.graph), **{**own, **changes})
 
     def placeholders(self) -> list[fx.Node]:
         """Return the graph's inputs, in order."""

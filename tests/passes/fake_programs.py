@@ -6,9 +6,11 @@ import torch
 
 from passes.insert_fake_quant import InsertFakeQuant, Learn, Start
 from passes.insert_fake_quant import Scales as ScaleKind
+from passes.observe_activations import ObserveActivations
 from passes.quantize_kv import QuantizeKv
 from passes.set_bits import Rule, SetBits
 from qcompiler.core.calibration import Calibration
+from qcompiler.core.formats import QuantScheme
 from qcompiler.core.instruments import CheckShapes
 from qcompiler.core.pass_base import Pass, PassContext
 from qcompiler.core.pipeline import Pipeline
@@ -48,6 +50,7 @@ def fake_llama(
     run(
         program,
         SetBits(rules=(Rule(scheme=scheme),)),
+        *([ObserveActivations()] if QuantScheme.parse(scheme).is_static else []),
         QuantizeKv(format=kv),
         InsertFakeQuant(start=start, learn=learn, scales=scales),
     )

@@ -7,10 +7,12 @@ import torch
 
 from passes.fake_graph import fake_weights
 from passes.freeze_fake_quant import FreezeFakeQuant
+from passes.input_scales import scale_entry
 from passes.segments import SegmentWeights
 from passes.train_fake_quant import TrainFakeQuant
 from qcompiler.core import ops
 from qcompiler.core.errors import ConfigError, QCompilerError
+from qcompiler.core.facts import FakeQuantization
 from qcompiler.core.interpreter import TorchLanguageModel
 from qcompiler.core.pipeline import Pipeline
 from qcompiler.core.program import weight_of
@@ -27,6 +29,8 @@ KINDS = [
     ("weights", "step", "w2a8g16"),
     ("weights", "clip", "w4a8g32z"),
     ("weights", "range", "w8a8"),
+    ("scales", "step", "w4a8g32s"),
+    ("weights", "step", "w8a8s"),
 ]
 
 
@@ -55,6 +59,24 @@ def test_the_frozen_program_is_the_trained_one_in_integers(
     frozen = TorchLanguageModel(program).logits(TOKENS)
     # Float products of the same values against integer ones: other sums, and now and then a code.
     assert sqnr(frozen, trained) > 30
+
+
+def test_static_scales_of_activations_learn_and_are_kept() -> None:
+    program = fake_llama("w4a8g32s")
+    entries = {entry for entry in program.weights if entry.endswith(".input_scale")}
+    before = {entry: program.weights.tensor(entry).clone() for entry in entries}
+    fact: FakeQuantization = program.facts[FakeQuantization]
+    learns = [entry for entry in entries if entry in fact.trainable]
+    # Queries, keys and values share what they read, and so do gate and up.
+    assert len(entries) == 2 * 7 + 1
+    assert len(learns) == 2 * 4 + 1
+    run(program, TrainFakeQuant(block_steps=3, steps=4, scale_rate=0.01))
+    trained = {entry: program.weights.tensor(entry) for entry in learns}
+    run(program, FreezeFakeQuant())
+    assert all(torch.equal(program.weights.tensor(entry), trained[entry]) for entry in learns)
+    assert any(not torch.equal(program.weights.tensor(entry), before[entry]) for entry in learns)
+    assert {scale_entry(name) for name, _ in program.linears()} == entries
+    assert all("input_scale" in node.kwargs for _, node in program.linears())
 
 
 def test_nothing_of_the_training_is_left() -> None:
