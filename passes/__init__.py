@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from passes.allocate_bits import AllocateBits
 from passes.canonicalize import Canonicalize
+from passes.center_keys import CenterKeys
 from passes.freeze_fake_quant import FreezeFakeQuant
 from passes.fuse_epilogue import FuseEpilogue
 from passes.fuse_gate_up import FuseGateUp
@@ -34,6 +35,7 @@ PASSES: tuple[type[Pass], ...] = (
     AllocateBits,
     SetBits,
     QuantizeKv,
+    CenterKeys,
     ObserveActivations,
     QuantizeRtn,
     QuantizeGptq,

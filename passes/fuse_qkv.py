@@ -18,7 +18,7 @@ from passes.products import (
     stack,
     unused_name,
 )
-from passes.rewrite import calls, emit, is_tensor
+from passes.rewrite import calls, emit, is_tensor, is_weight
 from qcompiler.core import ops
 from qcompiler.core.pass_base import Pass, PassContext
 from qcompiler.core.program import Program
@@ -34,6 +34,7 @@ BETWEEN = (
     aten.clamp.default,
     aten.mul.Tensor,
     aten.div.Tensor,
+    aten.sub.Tensor,
     ops.rotary,
     ops.rms_norm,
     ops.layer_norm,
@@ -83,6 +84,8 @@ def _source(node: fx.Node) -> fx.Node:
     while calls(node, *BETWEEN):
         others = [a for a in node.args[1:] if is_tensor(a)]
         if calls(node, aten.mul.Tensor, aten.div.Tensor) and others:
+            return node
+        if calls(node, aten.sub.Tensor) and not all(map(is_weight, others)):
             return node
         node = node.args[0]  # type: ignore[assignment]
     return node

@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from passes.patterns.views import last_axis, reshaped
-from passes.rewrite import calls, emit, is_tensor, remove_unused, shape
+from passes.rewrite import calls, emit, is_tensor, is_weight, remove_unused, shape
 from qcompiler.core import ops
 from qcompiler.core.pass_base import Pass, PassContext
 from qcompiler.core.program import Program
@@ -31,7 +31,7 @@ class FuseRope(Pass):
 
     def run(self, program: Program, context: PassContext) -> None:
         for node in list(program.graph.nodes):
-            if not calls(node, ops.attention) or not calls(node.args[1], ops.rotary):
+            if not calls(node, ops.attention) or not calls(_centred(node.args[1])[0], ops.rotary):
                 continue
             found = _match(node)
             if isinstance(found, str):
@@ -47,11 +47,13 @@ class _Rope:
     angles: tuple[Any, Any]
     options: dict[str, Any]
     heads: int
+    key_mean: fx.Node | None
 
 
 def _match(attention: fx.Node) -> _Rope | str:
     """Take apart an attention over rotated slices, or say what it is instead."""
-    q, k, v = attention.args[:3]
+    q, keys, v = attention.args[:3]
+    k, mean = _centred(keys)
     if not (calls(q, ops.rotary) and calls(k, ops.rotary)):
         return "its queries are not rotated"
     if q.args[1:] != k.args[1:] or q.kwargs != k.kwargs:
@@ -67,7 +69,16 @@ def _match(attention: fx.Node) -> _Rope | str:
         return "queries, keys and values are not stored in that order"
     if len({shape(node)[3] for node in (q, k, v)}) > 1:  # type: ignore[arg-type]
         return "heads of queries, keys and values differ in size"
-    return _Rope(x, q.args[1:3], dict(q.kwargs), heads=shape(q)[2])  # type: ignore[arg-type]
+    heads = int(shape(q)[2])
+    return _Rope(x, q.args[1:3], dict(q.kwargs), heads, mean)  # type: ignore[arg-type]
+
+
+def _centred(keys: Any) -> tuple[Any, fx.Node | None]:
+    """Return keys as they were before a stored mean [hk, d] was subtracted, and that mean."""
+    if not calls(keys, aten.sub.Tensor) or not is_weight(keys.args[1]) or keys.kwargs:
+        return keys, None
+    mean = keys.args[1]
+    return (keys.args[0], mean) if shape(mean) == shape(keys)[2:] else (keys, None)
 
 
 def _heads_of(node: Any) -> tuple[fx.Node, int, int] | None:
@@ -111,6 +122,7 @@ def _fuse(attention: fx.Node, found: _Rope) -> None:
         k_cache,
         v_cache,
         position,
+        *([] if found.key_mean is None else [found.key_mean]),
         heads=found.heads,
         **options,
     )

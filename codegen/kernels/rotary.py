@@ -97,6 +97,14 @@ def copy_row(source: Row, destination: Row, length: int, lanes: int, start: int 
                 destination.store(source.load(start + at + i), start + at + i)
 
 
+def subtract_row(amount: Row, destination: Row, length: int, lanes: int) -> None:
+    """Subtract the features of one row from those of another."""
+    for at, width, count in pieces(length, lanes):
+        steps = [(at, width)] if count == width else [(at + i, 1) for i in range(count)]
+        for start, numbers in steps:
+            destination.store(destination.load(start, numbers) - amount.load(start, numbers), start)
+
+
 def rotate_row(
     source: Row, destination: Row, cos: Row, sin: Row, spec: RotarySpec, lanes: int
 ) -> None:

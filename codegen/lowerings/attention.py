@@ -82,22 +82,24 @@ def rope_attention(f: FunctionLowering, node: fx.Node) -> Value:
     head_size = int(qkv.shape[2]) // (heads + 2 * int(caches[0].shape[1]))
     rows = rows_of(qkv.shape[1])
     ahead = _read_next(f, node) if rows == "one" else []
+    means = [f.argument(mean) for mean in node.args[6:]]
     spec = fused.RopeAttentionSpec(
         attention=_attention_spec(node, heads, head_size, caches, ahead),
         rotated=2 * int(cos.shape[-1]),
         interleaved=bool(node.kwargs.get("interleaved", False)),
+        centred=bool(means),
     )
     shape = (*qkv.shape[:2], heads * spec.attention.head_size)
     (out,) = f.kernel(
         ("rope_attention", spec, rows),
         lambda: fused.rope_attention(spec, f.target, rows),
         f"rope_attention_{rows}",
-        [*(f.shaped(t) for t in (qkv, cos, sin, *caches)), *ahead],
+        [*(f.shaped(t) for t in (qkv, cos, sin, *means, *caches)), *ahead],
         [(shape, "float32")],
     )
     f.kernels[node.name] = (
         f"rope_attention_{rows}",
-        f"{_reason(spec.attention)}, rotated on the way",
+        f"{_reason(spec.attention)}, rotated on the way{', keys centred' if means else ''}",
     )
     return Value(out, shape)
 

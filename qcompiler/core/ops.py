@@ -243,6 +243,7 @@ def rope_attention(
     k_cache: torch.Tensor,
     v_cache: torch.Tensor,
     position: torch.Tensor,
+    key_mean: torch.Tensor | None = None,
     *,
     heads: int,
     scale: float,
@@ -253,7 +254,8 @@ def rope_attention(
 ) -> torch.Tensor:
     """`rotary` of queries and keys, then `attention`, from one fused product.
 
-    qkv: [b, s, (h + 2·hk)·d], queries first, then keys, then values. Returns [b, s, h·d].
+    qkv: [b, s, (h + 2·hk)·d], queries first, then keys, then values; key_mean [hk, d] is subtracted
+    from keys when they have been turned. Returns [b, s, h·d].
     """
     kv_heads = k_cache.shape[1]
     d = qkv.shape[-1] // (heads + 2 * kv_heads)
@@ -261,6 +263,7 @@ def rope_attention(
     q, k, v = torch.split(each, [heads, kv_heads, kv_heads], 2)
     q = rotary(q, cos, sin, interleaved=interleaved)
     k = rotary(k, cos, sin, interleaved=interleaved)
+    k = k if key_mean is None else k - key_mean
     options = {"scale": scale, "window": window, "softcap": softcap}
     y = attention(q, k, v, k_cache, v_cache, position, **options, kv=kv)  # type: ignore[arg-type]
     return y.flatten(-2)

@@ -121,6 +121,7 @@ def _rope_attention(
     k_cache: Tensor,
     v_cache: Tensor,
     position: Tensor,
+    key_mean: Tensor | None = None,
     *,
     heads: int,
     **kwargs: Any,

@@ -19,6 +19,8 @@ SPECS = {
     "interleaved": RopeAttentionSpec(attention=GROUPED, rotated=64, interleaved=True),
     "partial": RopeAttentionSpec(attention=PLAIN, rotated=32),
     "partial-odd": RopeAttentionSpec(attention=PLAIN, rotated=20),
+    "centred": RopeAttentionSpec(attention=GROUPED, rotated=64, centred=True),
+    "partial-centred": RopeAttentionSpec(attention=PLAIN, rotated=20, centred=True),
     "partial-interleaved": RopeAttentionSpec(attention=PLAIN, rotated=20, interleaved=True),
 }
 
@@ -36,18 +38,20 @@ def test_a_prompt_and_what_follows(spec, target, compile_kernel):
     caches = [torch.full((1, shared, 64, d), float("nan")) for _ in range(2)]
     kept = [_tensor(cache) for cache in caches]
     expected_caches = [cache.double() for cache in caches]
+    means = [torch.randn(shared, d)] if spec.centred else []
     place = 0
     for s in (19, 1, 1, 2, 1):
         qkv = torch.randn(1, s, (heads + 2 * shared) * d)
         angles = torch.randn(1, s, spec.rotated // 2)
         out = _tensor(torch.full((1, s, heads * d), 99.0))
         position = torch.tensor([place])
-        given = [_tensor(t) for t in (qkv, angles.cos(), angles.sin())]
+        given = [_tensor(t) for t in (qkv, angles.cos(), angles.sin(), *means)]
         (single if s == 1 else prompt)(*given, *kept, _tensor(position), out)
         expected = ops.rope_attention(
             *(t.double() for t in (qkv, angles.cos(), angles.sin())),
             *expected_caches,
             position,
+            *(mean.double() for mean in means),
             heads=heads,
             scale=shape.scale,
             window=shape.window,
