@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
+from codegen.runtime_libraries import LIBRARIES, find_library, install_wheel
 from qcompiler.commands.output import print_table
 from qcompiler.core.errors import UnsupportedError
 from qcompiler.presets import find_pipeline, preset_names
@@ -22,6 +26,20 @@ def list_targets() -> None:
             here = f"no: lacks {' '.join(lacking)}"
         rows.append((target.name, here, target.summary))
     print_table(("target", "runs here", "machines"), rows)
+
+
+def install_libraries(arch: str, wheels: Sequence[Path]) -> None:
+    """Keep the runtime's libraries for an architecture, and print where.
+
+    Those of `wheels`; without any, both are downloaded.
+    """
+    found = (
+        [install_wheel(wheel, arch) for wheel in wheels]
+        if wheels
+        else [find_library(library, arch) for library in LIBRARIES]
+    )
+    for path in found:
+        print(path)
 
 
 def list_pipelines() -> None:
