@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import shutil
 
-from codegen.runtime_libraries import host_arch
 from qcompiler.core.errors import UnsupportedError
+from qcompiler.core.target import host_arch
 
 COMPILERS: tuple[str, ...] = ("g++", "gcc", "clang++", "clang")
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import platform
 import subprocess
 import sys
 import tempfile
@@ -21,8 +20,8 @@ from pathlib import Path
 
 from qcompiler.core.cache import cache_folder, write_cached
 from qcompiler.core.errors import UnsupportedError, UsageError
+from qcompiler.core.target import host_arch
 
-_ALIASES = {"amd64": "x86_64", "arm64": "aarch64"}
 _ELF_MACHINES = {"x86_64": 62, "aarch64": 183}
 _OLDEST_LINUX = "manylinux_2_28"  # the C library's version that wheels ask for
 
@@ -128,12 +127,6 @@ def install_wheel(wheel: Path, arch: str) -> Path:
             "name a folder that can be written to in QCOMPILER_CACHE"
         )
     return cache_folder() / _place(library, arch)
-
-
-def host_arch() -> str:
-    """This machine's architecture, as targets call it."""
-    name = platform.machine().lower()
-    return _ALIASES.get(name, name)
 
 
 def _check(arch: str) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from codegen.runtime_libraries import LIBRARIES, find_library, install_wheel
 from qcompiler.commands.output import print_table
 from qcompiler.core.errors import UnsupportedError
+from qcompiler.core.target import host_arch
 from qcompiler.presets import find_pipeline, preset_names
 from targets import TARGETS, best, cpu_features
 
@@ -22,7 +23,10 @@ def list_targets() -> None:
     rows = []
     for target in TARGETS:
         here = "native" if target.name == native else "yes"
-        if lacking := sorted(target.features - features):
+        lacking = sorted(target.features - features)
+        if target.arch != host_arch():
+            here = f"no: for {target.arch}"
+        elif lacking:
             here = f"no: lacks {' '.join(lacking)}"
         rows.append((target.name, here, target.summary))
     print_table(("target", "runs here", "machines"), rows)

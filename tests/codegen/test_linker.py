@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from codegen.linker import find_linker
-from codegen.runtime_libraries import host_arch
 from qcompiler.core.errors import UnsupportedError
+from qcompiler.core.target import host_arch
 
 OTHER = {"x86_64": "aarch64", "aarch64": "x86_64"}[host_arch()]
 

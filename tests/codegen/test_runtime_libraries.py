@@ -16,11 +16,11 @@ from codegen.runtime_libraries import (
     Library,
     ffi_library,
     has_library,
-    host_arch,
     install_wheel,
     runtime_library,
 )
 from qcompiler.core.errors import UnsupportedError, UsageError
+from qcompiler.core.target import host_arch
 
 OTHER = {"x86_64": "aarch64", "aarch64": "x86_64"}[host_arch()]
 ELF_MACHINES = {"x86_64": 62, "aarch64": 183}
