@@ -21,8 +21,9 @@ AARCH64_DOTPROD = Target(
     dot="sdot",
     l2_bytes=512 << 10,
     schemes=("w4a8*", "w8a8*"),
-    # A Raspberry Pi 5: four Cortex-A76 at 2.4 GHz, each with two pipes for vectors, that is, two
-    # SDOT (16 products each) or two FMLA (4 products each) a cycle (Arm's optimization guide of the
-    # Cortex-A76). Its LPDDR4X-4267 has 32 bits, 17.1 GB/s, of which 60 % is what copies reach.
+    # From data sheets, not measured. A Raspberry Pi 5: four Cortex-A76 at 2.4 GHz, each with two
+    # pipes for vectors, that is, two SDOT (16 products each) or two FMLA (4 products each) a cycle
+    # (Arm's Cortex-A76 Software Optimization Guide). Its LPDDR4X-4267 has 32 bits, 17.1 GB/s, of
+    # which 60 % is taken to be reached.
     speeds=Speeds(bytes=10e9, int8_ops=4 * 2.4e9 * 64, float_ops=4 * 2.4e9 * 16),
 )

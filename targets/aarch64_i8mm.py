@@ -18,8 +18,8 @@ AARCH64_I8MM = Target(
     dot="smmla",
     l2_bytes=512 << 10,
     schemes=("w4a8*", "w8a8*"),
-    # Four cores of a phone, such as Cortex-A710 at 2.5 GHz: two SMMLA (32 products each) or two
-    # FMLA a cycle (Arm's optimization guide of the Cortex-A710); 64 bits of LPDDR5-6400 have
-    # 51.2 GB/s, of which 60 % is what copies reach.
+    # From data sheets, not measured. Four cores of a phone, such as Cortex-A710 at 2.5 GHz: two
+    # SMMLA (32 products each) or two FMLA a cycle (Arm's Cortex-A710 Software Optimization Guide);
+    # 64 bits of LPDDR5-6400 have 51.2 GB/s, of which 60 % is taken to be reached.
     speeds=Speeds(bytes=30e9, int8_ops=4 * 2.5e9 * 128, float_ops=4 * 2.5e9 * 16),
 )

@@ -15,7 +15,7 @@ import numpy as np
 from tvm_ffi import libinfo
 
 from codegen.linker import find_linker
-from codegen.runtime_libraries import ffi_library, runtime_library
+from codegen.runtime_libraries import LIBRARIES, ffi_library, has_library, runtime_library
 from qcompiler.core.errors import UnsupportedError
 from qcompiler.core.target import Target
 
@@ -34,10 +34,11 @@ def lacking() -> str | None:
         return f"{PROGRAM} is not installed (apt-get install qemu-user)"
     try:
         find_linker(ARCH)
-        runtime_library(ARCH)
-        ffi_library(ARCH)
     except UnsupportedError as problem:
         return str(problem)
+    for library in LIBRARIES:
+        if not has_library(library, ARCH):
+            return f"{library.name} is not there (qcompiler targets --install {ARCH})"
     if platform.machine() != ARCH and not SYSROOT.is_dir():
         return f"{SYSROOT} is missing (apt-get install libc6-dev-arm64-cross)"
     return None

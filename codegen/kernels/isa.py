@@ -36,7 +36,7 @@ class ByteDots(ABC):
 
     Weight bytes are unsigned, or signed where the target multiplies signed bytes.
 
-    There are `count` vectors of sums; each int32 lane takes four products at a time. Weights and
+    There are `count` vectors of sums; each int32 lane takes some products at a time. Weights and
     activations are handed over as int32 vectors of four bytes a lane. What has to be done to them
     before they are multiplied is done by `weight` and `activation`, once for all the products that
     one of them takes part in. `flush` ends each run of at most `longest_run` products per sum; it
@@ -44,6 +44,8 @@ class ByteDots(ABC):
     """
 
     longest_run = 8
+    products = 4
+    """Those that each lane takes at a time."""
 
     def __init__(self, count: int, lanes: int) -> None:
         self.lanes = lanes
@@ -67,7 +69,7 @@ class ByteDots(ABC):
 
     @abstractmethod
     def add(self, index: int, weight: Operand, activation: Operand) -> None:
-        """Add four products to each lane of a sum."""
+        """Add products to each lane of a sum."""
 
     def flush(self) -> None:
         """Complete the sums."""
@@ -157,6 +159,20 @@ def sdot(total: Expr, a: Expr, b: Expr) -> Expr:
     return intrinsic("int32x4", "llvm.aarch64.neon.sdot", total, a, b)
 
 
+class Smmla(Sdot):
+    """Products of byte matrices, eight in each lane: of two rows and two outputs, eight inputs."""
+
+    products = 8
+
+    def add(self, index: int, weight: Operand, activation: Operand) -> None:
+        self[index] = smmla(self[index], *activation, *weight)
+
+
+def smmla(total: Expr, a: Expr, b: Expr) -> Expr:
+    """Add the products [2, 2] of signed bytes a [2, 8] and b [2, 8], transposed, to a total."""
+    return intrinsic("int32x4", "llvm.aarch64.neon.smmla", total, a, b)
+
+
 class PairSums:
     """Sums for two rows and two outputs at a time, of Arm's products of byte matrices.
 
@@ -191,8 +207,7 @@ class PairSums:
         """
         for p, pair in enumerate(activations):
             place = (p * self._vectors + vector) * 2 + half
-            name = "llvm.aarch64.neon.smmla"
-            self._sums[place] = intrinsic("int32x4", name, self._sums[place], pair, weight)
+            self._sums[place] = smmla(self._sums[place], pair, weight)
 
     def __getitem__(self, cell: int) -> Expr:
         """Read the sums of a row and a vector: cell = row · vectors + vector."""
@@ -226,3 +241,8 @@ def byte_dots(target: Target, bits: int, count: int) -> ByteDots:
     if target.signed_bytes:
         return Sdot(count, target.lanes)
     raise UnsupportedError(suggest("byte product", target.dot, ["vpdpbusd", "vpmaddubsw", "sdot"]))
+
+
+def fastest_dots(target: Target, bits: int, count: int) -> ByteDots:
+    """Choose what multiplies most bytes in a second on this target, in whatever order they lie."""
+    return Smmla(count, target.lanes) if target.dot == "smmla" else byte_dots(target, bits, count)

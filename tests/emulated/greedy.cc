@@ -106,7 +106,7 @@ int main(int, char** arguments) {
                                     logits.data_ptr()};
   for (const ffi::Tensor& cache : caches) table.push_back(cache.data_ptr());
   for (const ffi::Tensor& weight : weights) table.push_back(weight.data_ptr());
-  ffi::Function step = module->GetFunction(symbol).value();
+  ffi::Function step = module->GetFunction(symbol, true).value();
 
   std::ofstream seen("logits.bin", std::ios::binary);
   for (int64_t i = 0; i < wanted; ++i) {
