@@ -17,10 +17,12 @@ _TYPES |= {"int8": (0, 8), "uint8": (1, 8)}  # codes and bits of DLPack
 
 
 def greedy(
-    artifact: Path, prompt: Sequence[int], count: int, *, folder: Path, cpu: str
+    program: Path, artifact: Path, prompt: Sequence[int], count: int, *, folder: Path, cpu: str
 ) -> tuple[list[int], np.ndarray]:
-    """Return the tokens that follow a prompt, and the logits [count, vocabulary] of each."""
-    program = emulator.build_program(emulator.SOURCES / "greedy.cc", folder)
+    """Return the tokens that follow a prompt, and the logits [count, vocabulary] of each.
+
+    program: what `emulator.build_program` made of greedy.cc; folder: for files it reads and writes.
+    """
     plan = folder / "plan.txt"
     plan.write_text(" ".join(map(str, _words(artifact, prompt, count))))
     command = emulator.command(program, str(plan), cpu=cpu)

@@ -93,10 +93,22 @@ def arm_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def greedy_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if reason := emulator.lacking():
+        pytest.skip(reason)
+    return emulator.build_program(emulator.SOURCES / "greedy.cc", tmp_path_factory.mktemp("greedy"))
+
+
 @pytest.mark.timeout(600)  # two models may have to be compiled
 @pytest.mark.parametrize(("prompt", "count"), [("The", 1), (QUESTION, 16)])
 def test_arm_writes_the_same(
-    artifact: Path, arm_artifact: Path, tmp_path: Path, prompt: str, count: int
+    artifact: Path,
+    arm_artifact: Path,
+    greedy_program: Path,
+    tmp_path: Path,
+    prompt: str,
+    count: int,
 ) -> None:
     compiled = qcompiler.load(artifact)
     assert isinstance(compiled, LanguageModel)
@@ -104,9 +116,8 @@ def test_arm_writes_the_same(
     expected.append(session.prefill(ids))
     while len(expected) < count:
         expected.append(session.decode(int(expected[-1].argmax())))
-    tokens, logits = greedy(
-        arm_artifact, ids, count, folder=tmp_path, cpu=emulator.processor(AARCH64_DOTPROD)
-    )
+    cpu = emulator.processor(AARCH64_DOTPROD)
+    tokens, logits = greedy(greedy_program, arm_artifact, ids, count, folder=tmp_path, cpu=cpu)
     assert tokens == [int(row.argmax()) for row in expected]
     # Of one token nothing has been amplified yet; later a last bit moves codes of activations.
     limit = 80 if len(ids) == count == 1 else 15
