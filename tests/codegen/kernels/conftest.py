@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
+from functools import cache
 from itertools import count
 from pathlib import Path
 
@@ -45,6 +46,10 @@ def compile_kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compile
     servers: dict[str, emulator.KernelServer] = {}
     numbers = count()
 
+    @cache
+    def server_program() -> Path:
+        return emulator.build_program(emulator.SOURCES / "kernel_server.cc", folder)
+
     def build(function: tvm.tirx.PrimFunc, machine: Target) -> Callable[..., None]:
         named = function.with_attr("global_symbol", "main")
         compiled = tvm.compile(named, target=tvm.target.Target(dict(machine.tvm)))
@@ -57,8 +62,7 @@ def compile_kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compile
 
     def emulated(library: Path, cpu: str) -> Callable[..., None]:
         if cpu not in servers:
-            source = emulator.SOURCES / "kernel_server.cc"
-            servers[cpu] = emulator.KernelServer(emulator.build_program(source, folder), cpu)
+            servers[cpu] = emulator.KernelServer(server_program(), cpu)
 
         def call(*tensors: tvm.runtime.Tensor) -> None:
             after = servers[cpu].call(library, [tensor.numpy() for tensor in tensors])
