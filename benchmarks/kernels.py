@@ -86,7 +86,9 @@ class Product:
         n, k, gated = shape
         parsed = QuantScheme.parse(scheme)
         form = parsed.weight
-        packing = code_packing(n, k, form, lanes=target.lanes, gated=gated)
+        packing = code_packing(
+            n, k, form, lanes=target.lanes, gated=gated, signed=target.signed_bytes
+        )
         assert parsed.activation is not None, scheme
         self.spec = QuantizedMatmul(
             packing=packing,

@@ -49,7 +49,7 @@ def build(
     Raises:
         UnsupportedError: no linker is installed.
     """
-    linker = find_linker()
+    linker = find_linker(target.arch)
     compiled = compile_module(module, target, operators=operators)
     # No build id, no symbols: the same input gives the same bytes.
     compiled.executable.export_library(
@@ -110,11 +110,6 @@ def _adding(functions: dict[ir.GlobalVar, tirx.PrimFunc]) -> tvm.transform.Pass:
         return module
 
     return tvm.transform.module_pass(add, opt_level=0, name="AddSteps")
-
-
-def runtime_library() -> Path:
-    """Return the small runtime library that travels with an artifact."""
-    return Path(tvm.__file__).parent / "lib" / "libtvm_runtime.so"
 
 
 def _fuse(module: tvm.IRModule) -> tvm.IRModule:

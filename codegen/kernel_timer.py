@@ -124,6 +124,14 @@ def packed_bytes(
     """Return the bytes that a weight [n, k] takes in an artifact for `target`."""
     if scheme is None:
         return float_packing(n, k, lanes=target.lanes, gated=gated).code_bytes
-    packing = code_packing(n, k, scheme.weight, lanes=target.lanes, gated=gated, widen=True)
+    packing = code_packing(
+        n,
+        k,
+        scheme.weight,
+        lanes=target.lanes,
+        gated=gated,
+        signed=target.signed_bytes,
+        widen=True,
+    )
     zeros = 0 if packing.symmetric else packing.zero_point_count
     return packing.code_bytes + 2 * packing.scale_count + zeros

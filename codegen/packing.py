@@ -10,7 +10,9 @@ reads one linear stream, and one packing serves the kernels for one row and for 
     float32        [tile][k][vector][lane]
     scales (float16), zero points (uint8)    [tile][group][vector][lane]
 
-Symmetric codes are stored unsigned, 8 or 128 larger than they are; asymmetric ones as they are.
+4-bit codes are stored from 0 to 15, symmetric ones 8 larger than they are. 8-bit codes are stored
+from 0 to 255, symmetric ones 128 larger than they are; or, where a machine multiplies signed bytes,
+from -128 to 127, asymmetric ones 128 smaller than they are.
 Outputs are padded to whole tiles with rows of zeros, inputs to a multiple of 8 with codes whose
 activations the kernels' callers keep at zero, and each array to a multiple of 64 bytes.
 """
@@ -36,7 +38,8 @@ class Packing:
 
     bits: storage of one number: 4 or 8 for codes, 32 for float weights. group: inputs that share a
     scale (k when there is one scale per output). gated: the rows are n/2 of a gate and then n/2 of
-    what it scales; a tile holds matching rows of both, its even vectors the gate's.
+    what it scales; a tile holds matching rows of both, its even vectors the gate's. signed: 8-bit
+    codes are stored as signed bytes.
     """
 
     n: int
@@ -45,6 +48,7 @@ class Packing:
     group: int
     symmetric: bool = True
     gated: bool = False
+    signed: bool = False
     lanes: int
     vectors: int
 
@@ -85,8 +89,15 @@ class Packing:
 
     @property
     def offset(self) -> int:
-        """What was added to symmetric codes to store them unsigned."""
+        """What was added to codes to store them."""
+        if self.bits == 8 and self.signed:
+            return 0 if self.symmetric else -128
         return 1 << (self.bits - 1) if self.symmetric and self.bits <= 8 else 0
+
+    @property
+    def largest_code(self) -> int:
+        """The largest size that a code can have."""
+        return 1 << (self.bits - 1) if self.symmetric else (1 << self.bits) - 1
 
     @property
     def code_bytes(self) -> int:
@@ -118,6 +129,7 @@ def code_packing(
     lanes: int,
     threads: int = 2,
     gated: bool = False,
+    signed: bool = False,
     widen: bool = False,
 ) -> Packing:
     """Choose the layout of a quantised weight.
@@ -137,6 +149,7 @@ def code_packing(
         group=form.group_size(k),
         symmetric=form.symmetric,
         gated=gated,
+        signed=signed,
         lanes=lanes,
         vectors=choose_vectors(n // 2 if gated else n, lanes=lanes, threads=threads, gated=gated),
     )
@@ -176,7 +189,9 @@ def pack(
     assert codes.shape == (packing.n, packing.k), (codes.shape, packing)
     assert (zero_point is None) == packing.symmetric, packing
     # Bytes wrap around, which is what adding an offset to signed codes needs.
-    tiled = _tile_rows(packing, codes.view(np.uint8) + np.uint8(packing.offset), packing.padded_k)
+    tiled = _tile_rows(
+        packing, codes.view(np.uint8) + np.uint8(packing.offset % 256), packing.padded_k
+    )
     if packing.bits == 4:
         halves = tiled.reshape(*tiled.shape[:3], packing.padded_k // 8, 2, 4)
         halves = halves.transpose(0, 3, 1, 2, 4, 5)
@@ -208,7 +223,7 @@ def unpack(
         stored = _untile_rows(
             packing, packed.reshape(tiles, k // 4, *shape).transpose(0, 2, 3, 1, 4)
         )
-    codes = stored[:, : packing.k] - np.uint8(packing.offset)
+    codes = stored[:, : packing.k] - np.uint8(packing.offset % 256)
     scale = _by_row(packing, arrays["scales"])
     zeros = None if packing.symmetric else _by_row(packing, arrays["zero_points"])
     return codes.view(np.int8) if packing.symmetric else codes, scale, zeros

@@ -90,7 +90,13 @@ class PackedWeights:
             parts = [("weights", "float32", packing.code_bytes // 4)]
         else:
             packing = code_packing(
-                n, k, stored, lanes=self._target.lanes, gated=gated, widen=self._widen
+                n,
+                k,
+                stored,
+                lanes=self._target.lanes,
+                gated=gated,
+                signed=self._target.signed_bytes,
+                widen=self._widen,
             )
             parts = [
                 ("codes", "uint8", packing.code_bytes),

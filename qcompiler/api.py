@@ -17,6 +17,7 @@ from torch.export import ExportedProgram
 from codegen.interrupt import interruptible
 from codegen.linker import find_linker
 from codegen.lower import lower
+from codegen.runtime_libraries import RUNTIME, has_library, runtime_library
 from passes.insert_fake_quant import InsertFakeQuant
 from passes.train_fake_quant import TrainFakeQuant
 from qcompiler.allocation_plan import BitPlan, describe_plan, until_allocated
@@ -138,7 +139,10 @@ def compile(
         writes=_may_write(model, example_inputs),
     )
     check_max_ram(max_ram)
-    find_linker()
+    find_linker(machine.arch)
+    if not has_library(RUNTIME, machine.arch):
+        with progress.step(f"download {RUNTIME.name} for {machine.arch}"):
+            runtime_library(machine.arch)
     check_scratch()
     if context is not None and context < 1:
         raise UsageError(f"a context of {context} tokens holds nothing; use 1 or more")

@@ -14,8 +14,9 @@ import torch
 from tokenizers import Tokenizer
 
 import qcompiler
-from codegen.build import Compiled, build, runtime_library
+from codegen.build import Compiled, build
 from codegen.lower import Lowered
+from codegen.runtime_libraries import runtime_library
 from qcompiler.core import ops
 from qcompiler.core.artifact import (
     CacheSpec,
@@ -83,7 +84,7 @@ def assemble(
             report = report | {"notes": notes | {"build": list(compiled.notes)}}
         files: dict[str, bytes | Path] = {
             "model.so": library,
-            RUNTIME_LIBRARY: runtime_library(),
+            RUNTIME_LIBRARY: runtime_library(target.arch),
             REPORT: encode(report),
         }
         if program.info.tokenizer_json is not None:

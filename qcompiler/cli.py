@@ -445,11 +445,31 @@ def _inspect(
 
 
 @app.command("targets")
-def _targets() -> None:
+def _targets(
+    install: Annotated[
+        str | None,
+        typer.Option(
+            "--install",
+            metavar="ARCH",
+            help="Get what TVM's runtime needs on another architecture: aarch64 or x86_64.",
+        ),
+    ] = None,
+    wheel: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--wheel", help="Take it from this wheel, and do not download it. Repeatable."
+        ),
+    ] = None,
+) -> None:
     """List the machines there is code for."""
-    from qcompiler.commands.lists import list_targets
+    from qcompiler.commands.lists import install_libraries, list_targets
 
-    list_targets()
+    if install is not None:
+        install_libraries(install, wheel or [])
+    elif wheel:
+        raise UsageError("--wheel says what to --install; give the architecture as well")
+    else:
+        list_targets()
 
 
 @app.command("passes")

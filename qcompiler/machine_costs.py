@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import platform
 from functools import partial
 from typing import Any
 
 import targets
 from codegen.kernel_timer import MachineKernelTimer, packed_bytes
 from codegen.model_timer import MachineModelTimer
-from qcompiler.core.target import Target
+from qcompiler.core.target import Target, host_arch
 from qcompiler.runtime.step import Step
 from qcompiler.runtime.workers import Workers
-
-_ALIASES = {"amd64": "x86_64", "arm64": "aarch64"}
 
 
 def cost_services(target: Target) -> dict[str, Any]:
@@ -22,8 +19,7 @@ def cost_services(target: Target) -> dict[str, Any]:
     There are timers only where this machine can run the target's code.
     """
     services: dict[str, Any] = {"packed_bytes": partial(packed_bytes, target)}
-    arch = platform.machine().lower()
-    if _ALIASES.get(arch, arch) == target.arch and target.features <= targets.cpu_features():
+    if host_arch() == target.arch and target.features <= targets.cpu_features():
         prepare = Workers().prepare
         services["kernel_timer"] = MachineKernelTimer(target, prepare)
         services["model_timer"] = MachineModelTimer(target, prepare, Step)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Sequence
 from pathlib import Path
 
 from qcompiler.core.errors import UnsupportedError
-from qcompiler.core.target import Target
+from qcompiler.core.target import Target, host_arch
 
 CPUINFO = Path("/proc/cpuinfo")
 
@@ -38,11 +37,16 @@ def best(targets: Sequence[Target], features: frozenset[str]) -> Target:
     for target in targets:
         if target.features <= features:
             return target
-    nearest = min(targets, key=lambda target: len(target.features - features))
+    names = ", ".join(sorted(target.name for target in targets))
+    advice = f"to compile for another machine, name its target: {names}"
+    alike = [target for target in targets if target.arch == host_arch()]
+    if not alike:
+        raise UnsupportedError(
+            f"this {host_arch() or 'unknown'} machine runs none of the targets; {advice}"
+        )
+    nearest = min(alike, key=lambda target: len(target.features - features))
     lacking = ", ".join(sorted(nearest.features - features))
-    machine = platform.machine() or "unknown"
     raise UnsupportedError(
-        f"this {machine} machine runs none of the targets: the nearest, '{nearest.name}', needs "
-        f"{lacking}; to compile for another machine, name its target: "
-        + ", ".join(sorted(target.name for target in targets))
+        f"this {host_arch()} machine runs none of the targets: the nearest, '{nearest.name}', "
+        f"needs {lacking}; {advice}"
     )

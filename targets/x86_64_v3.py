@@ -8,7 +8,7 @@ X86_64_V3 = Target(
     name="x86-64-v3",
     summary="x86-64 with AVX2 and FMA: Intel since Haswell, AMD since Zen",
     # The portable level, not a model: the artifact has to run wherever `features` are there.
-    tvm={"kind": "llvm", "mcpu": "x86-64-v3"},
+    tvm={"kind": "llvm", "mtriple": "x86_64-linux-gnu", "mcpu": "x86-64-v3"},
     arch="x86_64",
     # The level as the x86-64 psABI defines it; `abm` is Linux's name of LZCNT.
     features=frozenset(

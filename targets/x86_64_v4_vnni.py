@@ -10,7 +10,7 @@ X86_64_V4_VNNI = Target(
     summary="x86-64 with AVX-512 VNNI: Intel since Cascade Lake, AMD since Zen 4",
     # The oldest machine with `features`. What else LLVM knows of it (CLWB, PKU, RDSEED, …) is code
     # that is only ever emitted on request, so the artifact runs on every later machine too.
-    tvm={"kind": "llvm", "mcpu": "cascadelake"},
+    tvm={"kind": "llvm", "mtriple": "x86_64-linux-gnu", "mcpu": "cascadelake"},
     arch="x86_64",
     features=X86_64_V3.features
     | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx512_vnni"},

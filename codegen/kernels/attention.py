@@ -30,7 +30,7 @@ from codegen.kernels.builder import (
     store,
 )
 from codegen.kernels.kv_rows import StoredRow, rotate_heads, write_row
-from codegen.kernels.query_codes import QueryCodes, RaisedKeys, multiplies_bytes
+from codegen.kernels.query_codes import ByteProducts, KeyCodes, QueryCodes
 from codegen.kernels.rotary import Row, copy_row
 from codegen.kernels.row import Rows, over_rows, pieces
 from codegen.kernels.single_attention import SingleAttention
@@ -157,7 +157,7 @@ def attention(spec: AttentionSpec, target: Target, rows: Rows) -> PrimFunc:
 def attend(spec: AttentionSpec, target: Target, rows: Rows, new: NewTokens, cache: Cache) -> None:
     """Append the new tokens to the cache, then let them attend."""
     position = settle(load(cache.position, 0))
-    byte_keys = multiplies_bytes(spec.keys, spec.head_size, target)
+    products = ByteProducts.choose(spec.keys, spec.head_size, target)
 
     def append(token: Expr) -> None:
         d, lanes = spec.head_size, target.lanes
@@ -180,7 +180,7 @@ def attend(spec: AttentionSpec, target: Target, rows: Rows, new: NewTokens, cach
         plain.write_query(token, head, to)
         if _turns(spec):
             rotate_heads(to, spec.head_size, target.lanes)
-        if spec.keys is not None and spec.keys.meets_codes and not byte_keys:
+        if spec.keys is not None and spec.keys.meets_codes and products is None:
             codes = QueryCodes.make(1, spec.head_size, target.lanes)
             codes.quantize(to, 0)
             codes.restore(0, to)
@@ -189,9 +189,9 @@ def attend(spec: AttentionSpec, target: Target, rows: Rows, new: NewTokens, cach
 
     over_rows(new.tokens, 2 * spec.kv_heads * spec.head_size, append)
     if rows == "one":
-        _attend_one(spec, target, new, cache, position, byte_keys)
+        _attend_one(spec, target, new, cache, position, products)
     else:
-        _attend_many(spec, target, new, cache, position, byte_keys)
+        _attend_many(spec, target, new, cache, position, products)
 
 
 def _attend_one(
@@ -200,7 +200,7 @@ def _attend_one(
     new: NewTokens,
     cache: Cache,
     position: Expr,
-    byte_keys: bool,
+    products: ByteProducts | None,
 ) -> None:
     zero = constant(0, "int64")
     first = tirx.Max(zero, position - (spec.window - 1)) if spec.window else zero
@@ -216,7 +216,7 @@ def _attend_one(
         key=lambda head, key: _row(spec, spec.keys, cache.keys, head, key),
         value=lambda head, key: _row(spec, spec.values, cache.values, head, key),
         output=lambda head: new.output(zero, head),
-        byte_keys=byte_keys,
+        products=products,
         byte_values=spec.values is not None and spec.values.meets_codes,
         ahead=_ahead(spec, target, cache),
     ).emit(settle(first), settle(position + 1))
@@ -237,7 +237,7 @@ def _attend_many(
     new: NewTokens,
     cache: Cache,
     position: Expr,
-    byte_keys: bool,
+    products: ByteProducts | None,
 ) -> None:
     """Cut the rows (token, head of the group) of each key head, which share keys, into tiles."""
     tile = Tile.choose(target)
@@ -253,7 +253,9 @@ def _attend_many(
         floats = (
             scratch(tile.keys * spec.head_size, "float32") if spec.keys or spec.values else None
         )
-        raised = RaisedKeys.make(tile.keys, spec.head_size, target.lanes) if byte_keys else None
+        codes = None
+        if products is not None:
+            codes = KeyCodes.make(products, tile.keys, spec.head_size, target.lanes)
         places = scratch(tile.queries, "int32")
         with serial(tile.queries) as i:
             store(places, cast(position + (first_row + i) // spec.group, "int32"), i)
@@ -290,7 +292,8 @@ def _attend_many(
             softcap=spec.softcap,
             write_query=write_query,
             keys=partial(_tile_rows, spec, spec.keys, target, cache.keys, head, floats),
-            byte_keys=partial(_tile_bytes, spec, cache.keys, head, raised) if raised else None,
+            byte_keys=partial(_tile_bytes, spec, cache.keys, head, codes) if codes else None,
+            products=products,
             values=partial(_tile_rows, spec, spec.values, target, cache.values, head, floats),
             read_result=read_result,
         ).emit(first_row, rows, settle(first_key), settle(newest + 1), hide, partly_hidden)
@@ -329,14 +332,14 @@ def _tile_rows(
 
 
 def _tile_bytes(
-    spec: AttentionSpec, cache: Buffer, head: Expr, raised: RaisedKeys, start: Expr, count: Expr
-) -> RaisedKeys:
+    spec: AttentionSpec, cache: Buffer, head: Expr, codes: KeyCodes, start: Expr, count: Expr
+) -> KeyCodes:
     """Make `count` keys ready from `start` on, to be multiplied as integers."""
     with serial(count) as i:
         row = _row(spec, spec.keys, cache, head, start + i)
         assert isinstance(row, StoredRow)
-        raised.put(row, i)
-    return raised
+        codes.put(row, i)
+    return codes
 
 
 def _balanced(i: Expr, count: Expr) -> Expr:

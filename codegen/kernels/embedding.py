@@ -23,6 +23,7 @@ from codegen.kernels.builder import (
     low_bits,
     parallel,
     quotient,
+    reinterpret,
     serial,
     shift_right,
     size,
@@ -111,10 +112,10 @@ def _emit_codes(table: _Table, tile: Expr, place: Expr, out: Buffer, row: Expr) 
     def emit_group(group: Expr, first: Expr, inputs: int) -> None:
         factor = (tile * packing.groups + group) * width + place
         scale = bind(broadcast(load_half(table.scales, factor), 4))
-        if table.zero_points is None:
-            zero = splat(packing.offset, 4)
-        else:
-            zero = bind(broadcast(cast(load(table.zero_points, factor), "float32"), 4))
+        zero = splat(packing.offset, 4)
+        if table.zero_points is not None:
+            zero_point = broadcast(cast(load(table.zero_points, factor), "float32"), 4)
+            zero = bind(zero_point + zero) if packing.offset else bind(zero_point)
 
         def emit_four(codes: Expr, k: Expr, count: int) -> None:
             value = scale * (cast(codes, "float32") - zero)
@@ -128,10 +129,10 @@ def _emit_codes(table: _Table, tile: Expr, place: Expr, out: Buffer, row: Expr) 
                 halves = low_bits(both, 15), shift_right(both, 4)
             else:
                 four = (tile * packing.padded_k + start) * width + place * 4
-                halves = (
-                    load(table.weights, four, lanes=4),
-                    load(table.weights, four + 4 * width, lanes=4),
-                )
+                later = four + 4 * width
+                halves = load(table.weights, four, lanes=4), load(table.weights, later, lanes=4)
+                if packing.signed:
+                    halves = tuple(reinterpret(half, "int8", 4) for half in halves)
             emit_four(halves[0], start, min(count, 4))
             if count > 4:
                 emit_four(halves[1], start + 4, count - 4)

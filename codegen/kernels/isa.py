@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 from codegen.kernels.builder import (
     Expr,
     Registers,
     bind,
+    broadcast,
     call_impure,
     intrinsic,
     lanes_of,
     low_bits,
     reinterpret,
     shift_right,
+    shuffle,
     splat,
     vector_type,
 )
@@ -29,9 +32,11 @@ def round_to_int32(value: Expr) -> Expr:
 
 
 class ByteDots(ABC):
-    """Sums of products of unsigned weight bytes and signed activation bytes, exact in int32.
+    """Sums of products of weight bytes and signed activation bytes, exact in int32.
 
-    There are `count` vectors of sums; each int32 lane takes four products at a time. Weights and
+    Weight bytes are unsigned, or signed where the target multiplies signed bytes.
+
+    There are `count` vectors of sums; each int32 lane takes some products at a time. Weights and
     activations are handed over as int32 vectors of four bytes a lane. What has to be done to them
     before they are multiplied is done by `weight` and `activation`, once for all the products that
     one of them takes part in. `flush` ends each run of at most `longest_run` products per sum; it
@@ -39,6 +44,8 @@ class ByteDots(ABC):
     """
 
     longest_run = 8
+    products = 4
+    """Those that each lane takes at a time."""
 
     def __init__(self, count: int, lanes: int) -> None:
         self.lanes = lanes
@@ -62,7 +69,7 @@ class ByteDots(ABC):
 
     @abstractmethod
     def add(self, index: int, weight: Operand, activation: Operand) -> None:
-        """Add four products to each lane of a sum."""
+        """Add products to each lane of a sum."""
 
     def flush(self) -> None:
         """Complete the sums."""
@@ -132,6 +139,88 @@ class Vpmaddubsw(ByteDots):
         self._started.clear()
 
 
+class Sdot(ByteDots):
+    """The one instruction of Armv8.4, which many have had since Armv8.2: both factors are signed.
+
+    Four-bit codes are positive as they are; wider ones are stored as signed bytes.
+    """
+
+    def weight(self, packed: Expr) -> Operand:
+        return (bind(reinterpret(packed, "int8", 4 * self.lanes)),)
+
+    activation = weight
+
+    def add(self, index: int, weight: Operand, activation: Operand) -> None:
+        self[index] = sdot(self[index], *weight, *activation)
+
+
+def sdot(total: Expr, a: Expr, b: Expr) -> Expr:
+    """Add the products of four signed bytes to each of four int32 lanes of a total."""
+    return intrinsic("int32x4", "llvm.aarch64.neon.sdot", total, a, b)
+
+
+class Smmla(Sdot):
+    """Products of byte matrices, eight in each lane: of two rows and two outputs, eight inputs."""
+
+    products = 8
+
+    def add(self, index: int, weight: Operand, activation: Operand) -> None:
+        self[index] = smmla(self[index], *activation, *weight)
+
+
+def smmla(total: Expr, a: Expr, b: Expr) -> Expr:
+    """Add the products [2, 2] of signed bytes a [2, 8] and b [2, 8], transposed, to a total."""
+    return intrinsic("int32x4", "llvm.aarch64.neon.smmla", total, a, b)
+
+
+class PairSums:
+    """Sums for two rows and two outputs at a time, of Arm's products of byte matrices.
+
+    One instruction adds eight products to each of the four sums in a vector. A vector of four
+    outputs takes two such vectors for two rows; where rows are odd, the last is taken twice.
+    """
+
+    def __init__(self, starts: Sequence[Expr], vectors: int) -> None:
+        """starts: the int32 that all sums of a row begin with."""
+        self._rows, self._vectors = len(starts), vectors
+        pairs = _pairs(len(starts))
+        self._sums = Registers(len(pairs) * vectors * 2, 4, "int32")
+        for p, (first, second) in enumerate(pairs):
+            upper, lower = bind(broadcast(starts[first], 4)), bind(broadcast(starts[second], 4))
+            start = bind(shuffle(upper, lower, [0, 1, 4, 5]))
+            for place in range(p * vectors * 2, (p + 1) * vectors * 2):
+                self._sums[place] = start
+
+    @staticmethod
+    def activations(rows: Sequence[Expr], count: int) -> list[list[Expr]]:
+        """Put `count` eights of bytes of each row together for pairs: [eight][pair], int8x16."""
+        pairs = _pairs(len(rows))
+        taken = [[*range(8 * i, 8 * i + 8)] for i in range(count)]
+        return [
+            [bind(shuffle(rows[a], rows[b], [*of, *(8 * count + n for n in of)])) for a, b in pairs]
+            for of in taken
+        ]
+
+    def add(self, vector: int, half: int, weight: Expr, activations: Sequence[Expr]) -> None:
+        """Add the products of eight inputs. weight: int8x16, eight of each of two outputs, the
+        first or the last ones (half) of a vector; activations: of each pair of rows.
+        """
+        for p, pair in enumerate(activations):
+            place = (p * self._vectors + vector) * 2 + half
+            self._sums[place] = smmla(self._sums[place], pair, weight)
+
+    def __getitem__(self, cell: int) -> Expr:
+        """Read the sums of a row and a vector: cell = row · vectors + vector."""
+        row, vector = divmod(cell, self._vectors)
+        place = (row // 2 * self._vectors + vector) * 2
+        lanes = [2, 3, 6, 7] if row % 2 else [0, 1, 4, 5]
+        return bind(shuffle(bind(self._sums[place]), bind(self._sums[place + 1]), lanes))
+
+
+def _pairs(rows: int) -> list[tuple[int, int]]:
+    return [(row, min(row + 1, rows - 1)) for row in range(0, rows, 2)]
+
+
 def cycle_counter(target: Target) -> Expr | None:
     """Read a counter that runs at an even pace, the same on all processors.
 
@@ -149,4 +238,11 @@ def byte_dots(target: Target, bits: int, count: int) -> ByteDots:
         return Vpdpbusd(count, target.lanes)
     if target.dot == "vpmaddubsw":
         return Vpmaddubsw(count, target.lanes, halves=1 if bits <= 4 else 2)
-    raise UnsupportedError(suggest("byte product", target.dot, ["vpdpbusd", "vpmaddubsw"]))
+    if target.signed_bytes:
+        return Sdot(count, target.lanes)
+    raise UnsupportedError(suggest("byte product", target.dot, ["vpdpbusd", "vpmaddubsw", "sdot"]))
+
+
+def fastest_dots(target: Target, bits: int, count: int) -> ByteDots:
+    """Choose what multiplies most bytes in a second on this target, in whatever order they lie."""
+    return Smmla(count, target.lanes) if target.dot == "smmla" else byte_dots(target, bits, count)

@@ -14,7 +14,6 @@ from codegen.kernels.builder import (
     broadcast,
     cast,
     constant,
-    flip_bits,
     fma,
     lanes_of,
     low_bits,
@@ -35,7 +34,6 @@ from codegen.kernels.vector_math import horizontal_max
 from qcompiler.core.kv_format import KvFormat
 
 _LARGEST = 65504.0  # of float16
-_SIGNS = -0x7F7F7F80  # the highest bit of each byte
 
 
 def rotate_heads(row: Row, d: int, lanes: int) -> None:
@@ -144,10 +142,9 @@ class StoredRow:
         """Read the scale of a row that has one."""
         return self._factor(0, 0)
 
-    def raised(self, at: int, lanes: int) -> Expr:
-        """Read 4 · `lanes` codes of 8 bits, raised by 128, as int32 of four bytes each."""
-        codes = reinterpret(self.row.load(at, 4 * lanes), "int32", lanes)
-        return bind(flip_bits(bind(codes), _SIGNS))
+    def fours(self, at: int, lanes: int) -> Expr:
+        """Read 4 · `lanes` codes of 8 bits, as int32 of four bytes each."""
+        return bind(reinterpret(self.row.load(at, 4 * lanes), "int32", lanes))
 
     def _factor(self, which: int, group: int) -> Expr:
         """Read a scale (0) or a least (1), once."""

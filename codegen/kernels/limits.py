@@ -18,7 +18,7 @@ from codegen.kernels.builder import (
     splat,
     store,
 )
-from codegen.kernels.isa import byte_dots
+from codegen.kernels.isa import ByteDots, Smmla, fastest_dots
 from qcompiler.core.target import Target
 
 _STREAMS = 16
@@ -62,7 +62,8 @@ def sum_count(target: Target) -> int:
 
 def byte_operations(target: Target) -> int:
     """Return the operations of each thread of `multiplying`."""
-    return 2 * 4 * sum_count(target) * _RUN * _SHIFTS * _ROUNDS
+    products = (Smmla if target.dot == "smmla" else ByteDots).products
+    return 2 * products * sum_count(target) * _RUN * _SHIFTS * _ROUNDS
 
 
 def multiplying(target: Target, bits: int) -> PrimFunc:
@@ -76,7 +77,7 @@ def multiplying(target: Target, bits: int) -> PrimFunc:
         x = argument("x", (byte_count(target),), "uint8")
         out = argument("out", (threads, sum_count(target)), "int32")
         with parallel(threads) as thread:
-            dots = byte_dots(target, bits, rows * _VECTORS)
+            dots = fastest_dots(target, bits, rows * _VECTORS)
             for i in range(rows * _VECTORS):
                 dots[i] = splat(i, lanes, "int32")
             with serial(_ROUNDS), serial(_SHIFTS) as shift:

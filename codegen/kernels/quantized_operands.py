@@ -8,18 +8,21 @@ from codegen.kernels.builder import (
     Buffer,
     Expr,
     argument,
+    bind,
     broadcast,
     cast,
+    lanes_of,
     load,
     load_half,
     low_bits,
     reinterpret,
     shift_right,
+    shuffle,
 )
 from codegen.kernels.epilogue import Epilogue, Output
 from codegen.packing import Packing
 
-LOW_HALVES = 0x0F0F0F0F
+_LOW_HALF = 0x0F
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,10 +76,23 @@ class Operands:
             Output.arguments(packing, spec.epilogue, rows),
         )
 
-    def four_codes(self, row: Expr, k: Expr) -> Expr:
-        """Activation codes k..k+3 of a row, in every lane of an int32 vector."""
-        four = reinterpret(load(self.codes, row, k, lanes=4), "int32")
-        return broadcast(four, self.packing.lanes)
+    def fours(self, row: Expr, k: Expr, count: int) -> list[Expr]:
+        """Activation codes k..k+3 of a row, in every lane of an int32 vector; then the next ones.
+
+        `count` is 1, or up to the lanes of a vector.
+        """
+        lanes = self.packing.lanes
+        if count == 1 or not multiplies_by_lane(self.packing):
+            places = [k + 4 * i for i in range(count)]
+            four = [reinterpret(load(self.codes, row, at, lanes=4), "int32") for at in places]
+            return [broadcast(each, lanes) for each in four]
+        codes = bind(load(self.codes, row, k, lanes=4 * count))
+        together = bind(reinterpret(codes, "int32", count))
+        return [shuffle(together, together, [i] * lanes) for i in range(count)]
+
+    def eights(self, row: Expr, k: Expr, count: int) -> Expr:
+        """Activation codes k..k+7 of a row, and the next ones: `count` eights, as int8."""
+        return bind(load(self.codes, row, k, lanes=8 * count))
 
     def weight_bytes(self, place: Expr) -> Expr:
         """A vector of the packed weight, four bytes a lane, as int32."""
@@ -92,6 +108,23 @@ class Operands:
         return cast(load(self.zero_points, place, lanes=self.packing.lanes), "float32")
 
 
+def multiplies_by_lane(packing: Packing) -> bool:
+    """Tell whether one lane of a vector can be the factor of all, which saves to broadcast it.
+
+    So does Arm, whose vectors have four lanes.
+    """
+    return packing.lanes == 4
+
+
+def fours_at_once(packing: Packing) -> int:
+    """Return how many fours of activations are best read together."""
+    return packing.lanes if multiplies_by_lane(packing) else 1
+
+
 def split_halves(packed: Expr) -> tuple[Expr, Expr]:
     """Separate the 4-bit codes in the low and the high halves of bytes."""
-    return low_bits(packed, LOW_HALVES), low_bits(shift_right(packed, 4), LOW_HALVES)
+    lanes = lanes_of(packed)
+    codes = bind(reinterpret(packed, "uint8", 4 * lanes))
+    halves = low_bits(codes, _LOW_HALF), shift_right(codes, 4)
+    low, high = (reinterpret(half, "int32", lanes) for half in halves)
+    return low, high

@@ -18,6 +18,7 @@ from codegen.kernels.builder import (
 )
 from codegen.kernels.isa import ByteDots, byte_dots
 from codegen.kernels.quantized_operands import Operands, QuantizedMatmul, split_halves
+from qcompiler.core.artifact import LINE_BYTES
 from qcompiler.core.target import Target
 
 # The hardware's own prefetching stops at each page's end and starts anew on the next; asking two
@@ -132,20 +133,24 @@ def _add_eight_inputs(
     packing = operands.packing
     rows, vectors = (max(numbers) + 1 for numbers in zip(*cells, strict=True))
     activations = [
-        [dots.activation(operands.four_codes(row + r, first + (step * 8 + k))) for k in (0, 4)]
+        [dots.activation(four) for four in operands.fours(row + r, first + step * 8, 2)]
         for r in range(rows)
     ]
     width = 4 * packing.lanes
     step_bytes = packing.vectors * packing.lanes * packing.bits
     for v in range(vectors):
         place = start + (step * step_bytes + v * width)
-        prefetch(operands.weights, place + _PREFETCH_BYTES)
+        # Once for each line of the cache.
+        first_of_line = v * width % LINE_BYTES == 0
+        if first_of_line:
+            prefetch(operands.weights, place + _PREFETCH_BYTES)
         if packing.bits == 4:
             packed = bind(operands.weight_bytes(place))
             halves = split_halves(packed)
         else:
             later = place + packing.vectors * width
-            prefetch(operands.weights, later + _PREFETCH_BYTES)
+            if first_of_line:
+                prefetch(operands.weights, later + _PREFETCH_BYTES)
             halves = operands.weight_bytes(place), operands.weight_bytes(later)
         for half, weight in enumerate(halves):
             ready = dots.weight(weight)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from codegen.kernels.blocking import (
     over_groups,
@@ -20,20 +20,22 @@ from codegen.kernels.builder import (
     fma,
     load,
     low_bits,
-    prefetch,
     quotient,
     reinterpret,
     scratch,
     serial,
-    smaller,
     splat,
     store,
     when,
 )
-from codegen.kernels.isa import ByteDots, byte_dots
-from codegen.kernels.quantized_operands import Operands, QuantizedMatmul, split_halves
-from codegen.packing import Packing
-from qcompiler.core.artifact import LINE_BYTES
+from codegen.kernels.isa import ByteDots, PairSums, byte_dots
+from codegen.kernels.quantized_columns import INPUTS_PER_RUN, Columns, Coming, prepare_columns
+from codegen.kernels.quantized_operands import (
+    Operands,
+    QuantizedMatmul,
+    fours_at_once,
+    multiplies_by_lane,
+)
 from qcompiler.core.target import Target
 
 # An integer i, |i| < 2²², added to the bits of the float 1.5 · 2²³ makes the bits of 1.5 · 2²³ + i.
@@ -46,73 +48,7 @@ _LARGEST_BIASED = 1 << 22
 _LARGEST_ACTIVATION = 127
 
 _VECTORS_PER_BLOCK = 2
-_INPUTS_PER_RUN = 32
-# Shorter rows of weights come from a cache soon enough, and asking beforehand only disturbs.
-_LONG_ROW = 1024
 _SMALL_BLOCKS = (3, 1)  # rows, for what full blocks leave over
-
-
-@dataclass(frozen=True, slots=True)
-class _Columns:
-    """Some vectors of a tile, ready to be multiplied by block after block of rows.
-
-    weights: 8-bit codes; those of input k and vector v at start + (k / 4 · stride + v) · 4 · lanes.
-    scales, zero_points: float32, [group][vector][lane].
-    """
-
-    tile: Expr
-    first: Expr
-    vectors: int
-    weights: Buffer
-    start: Expr
-    stride: int
-    scales: Buffer
-    zero_points: Buffer | None
-
-
-@dataclass(frozen=True, slots=True)
-class _Coming:
-    """The packed vectors that are multiplied after those at hand, from byte `start`.
-
-    They are asked for while others are multiplied: to wait for main memory would take up to a sixth
-    of the time.
-    """
-
-    operands: Operands
-    vectors: int
-    start: Expr
-    turn: Expr = 0
-
-    @classmethod
-    def after(cls, operands: Operands, tile: Expr, first: Expr, vectors: int) -> _Coming:
-        """Those after vector `first` of a tile and its neighbours, perhaps in the next tile."""
-        packing = operands.packing
-        whole = bind(quotient(first + vectors, packing.vectors))
-        place = (tile + whole) * (cls._steps(packing) * packing.vectors)
-        vector = first + vectors - whole * packing.vectors
-        return cls(operands, vectors, bind((place + vector) * (4 * packing.lanes)))
-
-    @staticmethod
-    def _steps(packing: Packing) -> int:
-        """Vectors of bytes that the weights of one vector of outputs are."""
-        return packing.padded_k * packing.bits // 32
-
-    def from_block(self, number: Expr) -> _Coming:
-        """Go on where the blocks before have stopped."""
-        runs = self.operands.packing.padded_k // _INPUTS_PER_RUN
-        return replace(self, turn=bind(number * runs))
-
-    def ask(self, first_input: Expr) -> None:
-        """Ask for some more, in the run from an input of the block."""
-        packing = self.operands.packing
-        if packing.padded_k < _LONG_ROW:
-            return
-        width = 4 * packing.lanes
-        turn = self.turn + quotient(first_input, _INPUTS_PER_RUN)
-        step = bind(smaller(turn, self._steps(packing) - 1))
-        for line in range(0, self.vectors * width, LINE_BYTES):
-            place = self.start + (step * (packing.vectors * width) + line)
-            prefetch(self.operands.weights, place)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,15 +68,16 @@ class _RowFactors:
 def emit_many_rows(spec: QuantizedMatmul, target: Target, operands: Operands, rows: Expr) -> None:
     """Multiply all rows by the weight, in parallel over tiles and panels of rows."""
     packing = spec.packing
-    vectors = min(_VECTORS_PER_BLOCK, packing.vectors)
-    block = _rows_per_block(spec, target)
+    block, vectors = block_shape(spec, target)
     sizes = [block, *(size for size in _SMALL_BLOCKS if size < block)]
     panel = panel_rows(target, packing.padded_k, block)
 
     def emit_panel(tile: Expr, first: Expr, count: Expr) -> None:
         with serial(packing.vectors // vectors) as part:
-            columns = _prepare_columns(operands, tile, part * vectors, vectors)
-            after = _Coming.after(operands, tile, part * vectors, vectors)
+            columns = prepare_columns(
+                operands, tile, part * vectors, vectors, paired=target.dot == "smmla"
+            )
+            after = Coming.after(operands, tile, part * vectors, vectors)
 
             def emit_block(row: Expr, size: int) -> None:
                 coming = after.from_block(quotient(row - first, size))
@@ -151,54 +88,33 @@ def emit_many_rows(spec: QuantizedMatmul, target: Target, operands: Operands, ro
     over_tiles_and_panels(packing, rows, panel=panel, block=block, emit=emit_panel)
 
 
-def _rows_per_block(spec: QuantizedMatmul, target: Target) -> int:
-    """Choose a block whose sums stay in registers, with what they are made of and, if there are
-    several groups, with the float totals that they are added to.
+def block_shape(spec: QuantizedMatmul, target: Target) -> tuple[int, int]:
+    """Choose the rows and vectors of a block whose sums stay in registers, with what they are made
+    of and, if there are several groups, with the float totals that they are added to.
     """
-    registers = target.vector_registers
-    if spec.packing.groups == 1:
-        return registers * 3 // 4 // _VECTORS_PER_BLOCK
-    others = 4 if spec.packing.symmetric else 8
-    return (registers - others) // 2 // _VECTORS_PER_BLOCK
+    packing, registers = spec.packing, target.vector_registers
+    vectors = min(_VECTORS_PER_BLOCK, packing.vectors)
+    if target.dot == "smmla":
+        # Wide and low: to make pairs of rows is paid once for all vectors.
+        return (4, 4) if packing.vectors == 4 else (8, vectors)
+    if multiplies_by_lane(packing):
+        # A register for each row of activations too.
+        return 8, vectors
+    if packing.groups == 1:
+        return registers * 3 // 4 // _VECTORS_PER_BLOCK, vectors
+    others = 4 if packing.symmetric else 8
+    return (registers - others) // 2 // _VECTORS_PER_BLOCK, vectors
 
 
 def _is_biased(spec: QuantizedMatmul) -> bool:
-    """Tell whether sums of a group are small enough to be biased, and it saves anything."""
-    packing = spec.packing
+    """Tell whether sums of a group are small enough to be biased, and it saves anything.
+
+    What multiplies by a lane scales a converted sum as quickly.
+    """
     # An asymmetric sum goes without its zero points for a while.
-    largest_code = packing.offset or (1 << packing.bits) - 1
-    largest_sum = packing.group * largest_code * _LARGEST_ACTIVATION
-    return spec.scale_per_group and largest_sum < _LARGEST_BIASED
-
-
-def _prepare_columns(operands: Operands, tile: Expr, first: Expr, vectors: int) -> _Columns:
-    """Widen what is narrow, once for all blocks of rows."""
-    packing, lanes = operands.packing, operands.packing.lanes
-    width = 4 * lanes
-    weights, stride = operands.weights, packing.vectors
-    start = bind((tile * (packing.padded_k * packing.vectors) + first * 4) * lanes)
-    if packing.bits == 4:
-        weights, start, stride = scratch(packing.padded_k * vectors * lanes, "uint8"), 0, vectors
-        steps = packing.padded_k // 8
-        with serial(steps) as step:
-            for v in range(vectors):
-                place = ((tile * steps + step) * packing.vectors + first + v) * width
-                packed = bind(operands.weight_bytes(place))
-                for half, codes in enumerate(split_halves(packed)):
-                    place = ((step * 2 + half) * vectors + v) * width
-                    store(weights, reinterpret(codes, "uint8", width), place)
-    scales = scratch(packing.groups * vectors * lanes, "float32")
-    zero_points = None
-    if not packing.symmetric:
-        zero_points = scratch(packing.groups * vectors * lanes, "float32")
-    with serial(packing.groups) as group:
-        for v in range(vectors):
-            place = ((tile * packing.groups + group) * packing.vectors + first + v) * lanes
-            to = (group * vectors + v) * lanes
-            store(scales, operands.weight_scale(place), to)
-            if zero_points is not None:
-                store(zero_points, operands.zero_point(place), to)
-    return _Columns(tile, first, vectors, weights, start, stride, scales, zero_points)
+    largest_sum = spec.packing.group * spec.packing.largest_code * _LARGEST_ACTIVATION
+    pays = spec.scale_per_group and not multiplies_by_lane(spec.packing)
+    return pays and largest_sum < _LARGEST_BIASED
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,8 +124,8 @@ class _Block:
     spec: QuantizedMatmul
     target: Target
     operands: Operands
-    columns: _Columns
-    coming: _Coming
+    columns: Columns
+    coming: Coming
     row: Expr
     size: int
     all_rows: Expr
@@ -223,7 +139,8 @@ class _Block:
             store(totals, splat(0.0, lanes), cell * lanes)
 
         def add_group(group: Expr, first: Expr, inputs: int) -> None:
-            dots = self._dots(factors, group, first, inputs)
+            multiply = self._pair_sums if self.columns.paired else self._dots
+            dots = multiply(factors, group, first, inputs)
             # Always taken. Without a branch LLVM mixes the two parts, each of which needs all
             # registers.
             when(self.all_rows > 0, lambda: self._add_to_totals(factors, group, dots, totals))
@@ -280,27 +197,61 @@ class _Block:
                 dots[r * vectors + v] = initial
         start = bind(columns.start + first * (columns.stride * lanes))
 
+        def add_four(step: Expr, fours: list[Expr]) -> None:
+            weights = []
+            for v in range(vectors):
+                place = start + (step * (4 * columns.stride) + 4 * v) * lanes
+                codes = load(columns.weights, place, lanes=4 * lanes)
+                weights.append(dots.weight(reinterpret(codes, "int32", lanes)))
+            for r, four in enumerate(fours):
+                activation = dots.activation(four)
+                for v in range(vectors):
+                    dots.add(r * vectors + v, weights[v], activation)
+
+        together = fours_at_once(packing)
+
         def add_run(run: Expr, steps: int) -> None:
             self.coming.ask(first + run * 4)
-            for step in range(steps):
-                k = (run + step) * 4
-                weights = []
-                for v in range(vectors):
-                    place = start + (k * columns.stride + 4 * v) * lanes
-                    codes = load(columns.weights, place, lanes=4 * lanes)
-                    weights.append(dots.weight(reinterpret(codes, "int32", lanes)))
-                for r in range(self.size):
-                    codes = self.operands.four_codes(self.row + r, first + k)
-                    activation = dots.activation(codes)
-                    for v in range(vectors):
-                        dots.add(r * vectors + v, weights[v], activation)
+            for step in range(0, steps, together):
+                count = min(together, steps - step)
+                k = first + (run + step) * 4
+                fours = [self.operands.fours(self.row + r, k, count) for r in range(self.size)]
+                for i in range(count):
+                    add_four(run + step + i, [row[i] for row in fours])
             dots.flush()
 
         over_runs(inputs // 4, dots.longest_run, add_run)
         return dots
 
+    def _pair_sums(self, factors: _RowFactors, group: Expr, first: Expr, inputs: int) -> PairSums:
+        """Sum the products of a group of inputs, from input `first`, two rows at a time."""
+        columns, lanes = self.columns, self.spec.packing.lanes
+        groups, vectors = self.spec.packing.groups, columns.vectors
+        starts = [bind(load(factors.initial, group + r * groups)) for r in range(self.size)]
+        sums = PairSums(starts, vectors)
+        start = bind(columns.start + first * (columns.stride * lanes))
+
+        def add_eight(step: Expr, activations: list[Expr]) -> None:
+            for v in range(vectors):
+                for half in range(2):
+                    place = start + ((step * 2 + half) * columns.stride + v) * (4 * lanes)
+                    weight = bind(load(columns.weights, place, lanes=4 * lanes))
+                    sums.add(v, half, reinterpret(weight, "int8", 4 * lanes), activations)
+
+        def add_run(run: Expr, steps: int) -> None:
+            self.coming.ask(first + run * 8)
+            for step in range(0, steps, 2):
+                count = min(2, steps - step)
+                k = first + (run + step) * 8
+                rows = [self.operands.eights(self.row + r, k, count) for r in range(self.size)]
+                for i, activations in enumerate(PairSums.activations(rows, count)):
+                    add_eight(run + step + i, activations)
+
+        over_runs(inputs // 8, INPUTS_PER_RUN // 8, add_run)
+        return sums
+
     def _add_to_totals(
-        self, factors: _RowFactors, group: Expr, dots: ByteDots, totals: Buffer
+        self, factors: _RowFactors, group: Expr, dots: ByteDots | PairSums, totals: Buffer
     ) -> None:
         """Scale the sums of a group and add them to the float totals."""
         packing, columns, biased = self.spec.packing, self.columns, _is_biased(self.spec)

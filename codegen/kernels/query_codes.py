@@ -1,7 +1,8 @@
 """Queries as 8-bit codes, where keys are multiplied as integers.
 
-Keys are raised by 128, because one operand of a byte product is unsigned, so that a product is
-Σ (k + 128) · q − 128 · Σ q. The arithmetic is `qcompiler.core.kv_rows.asked`.
+Where one factor of a byte product is unsigned, keys are raised by 128, so that a product is
+Σ (k + 128) · q − 128 · Σ q; else they are as they are. The arithmetic is
+`qcompiler.core.kv_rows.asked`.
 """
 
 from __future__ import annotations
@@ -15,11 +16,14 @@ from codegen.kernels.builder import (
     broadcast,
     cast,
     constant,
+    flip_bits,
+    lanes_of,
     load,
     reinterpret,
     scratch,
     store,
 )
+from codegen.kernels.isa import sdot, vpdpbusd
 from codegen.kernels.kv_rows import StoredRow
 from codegen.kernels.quantize import QuantizedRows, QuantizeSpec, quantize_row
 from codegen.kernels.rotary import Row
@@ -29,16 +33,39 @@ from qcompiler.core.kv_format import KvFormat
 from qcompiler.core.kv_rows import QUERY
 from qcompiler.core.target import Target
 
-RAISED = 128
+_SIGNS = -0x7F7F7F80  # the highest bit of each byte
 
 
-def multiplies_bytes(form: KvFormat | None, d: int, target: Target) -> bool:
-    """Tell whether products with keys of a format are taken of bytes on this target.
+@dataclass(frozen=True)
+class ByteProducts:
+    """How keys are multiplied as bytes. raised: what is added to their codes before."""
 
-    Elsewhere they are taken of floats that stand for the same numbers.
-    """
-    whole_vectors = d % 32 == 0  # of four features a lane, and of eight lanes
-    return form is not None and form.meets_codes and target.dot == "vpdpbusd" and whole_vectors
+    raised: int
+
+    @classmethod
+    def choose(cls, form: KvFormat | None, d: int, target: Target) -> ByteProducts | None:
+        """Return how products with keys of a format are taken of bytes on this target.
+
+        None: they are taken of floats that stand for the same numbers.
+        """
+        whole_vectors = d % 32 == 0  # of four features a lane, and of eight lanes
+        if form is None or not form.meets_codes or not whole_vectors:
+            return None
+        if target.dot == "vpdpbusd":
+            return cls(raised=128)
+        return cls(raised=0) if target.signed_bytes else None
+
+    def keys(self, row: StoredRow, at: int, lanes: int) -> Expr:
+        """Read 4 · `lanes` codes of a row of a cache, raised, as int32 of four bytes each."""
+        codes = row.fours(at, lanes)
+        return bind(flip_bits(codes, _SIGNS)) if self.raised else codes
+
+    def add(self, total: Expr, keys: Expr, queries: Expr) -> Expr:
+        """Add products of bytes, given as int32 of four each, to each int32 lane of a total."""
+        width = 4 * lanes_of(total)
+        key = bind(reinterpret(keys, "uint8" if self.raised else "int8", width))
+        query = bind(reinterpret(queries, "int8", width))
+        return vpdpbusd(total, key, query) if self.raised else sdot(total, key, query)
 
 
 @dataclass(frozen=True)
@@ -71,9 +98,9 @@ class QueryCodes:
         """Read the scale of a row."""
         return bind(load(self.rows.scales, index, 0))
 
-    def too_much(self, index: Expr) -> Expr:
+    def too_much(self, index: Expr, products: ByteProducts) -> Expr:
         """Return what raised keys make a row's products larger by."""
-        return bind(load(self.rows.sums, index, 0) * constant(RAISED, "int32"))
+        return bind(load(self.rows.sums, index, 0) * constant(products.raised, "int32"))
 
     def turned(self, first: Expr, at: Expr, count: int) -> list[Expr]:
         """Read `count` fours of `count` rows, from row `first` and four `at` on: a vector of each
@@ -90,23 +117,25 @@ class QueryCodes:
 
 
 @dataclass(frozen=True)
-class RaisedKeys:
-    """Keys that many queries will meet: codes raised by 128, fours of them as int32; and scales."""
+class KeyCodes:
+    """Keys that many queries will meet: their codes, raised, fours of them as int32; and scales."""
 
+    products: ByteProducts
     d: int
     lanes: int
     codes: Buffer
     scales: Buffer
 
     @classmethod
-    def make(cls, count: int, d: int, lanes: int) -> RaisedKeys:
+    def make(cls, products: ByteProducts, count: int, d: int, lanes: int) -> KeyCodes:
         """Allocate room for `count` keys of `d` features."""
-        return cls(d, lanes, scratch(count * (d // 4), "int32"), scratch(count, "float32"))
+        codes = scratch(count * (d // 4), "int32")
+        return cls(products, d, lanes, codes, scratch(count, "float32"))
 
     def put(self, row: StoredRow, index: Expr) -> None:
         """Keep a row of a cache."""
         for at, width, _ in pieces(self.d // 4, self.lanes):
-            store(self.codes, row.raised(4 * at, width), index * (self.d // 4) + at)
+            store(self.codes, self.products.keys(row, 4 * at, width), index * (self.d // 4) + at)
         store(self.scales, row.scale(), index)
 
     def four(self, index: Expr, at: Expr) -> Expr:

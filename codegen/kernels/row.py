@@ -54,8 +54,9 @@ def pieces(length: int, lanes: int) -> list[tuple[int, int, int]]:
     [(0, 16, 16), (16, 16, 16), (32, 8, 8), (40, 8, 4)]
     """
     cut = [(start, lanes, lanes) for start in range(0, length - lanes + 1, lanes)]
-    cut += [(start, 8, min(8, length - start)) for start in range(len(cut) * lanes, length, 8)]
-    return cut
+    rest = min(lanes, 8)
+    starts = range(len(cut) * lanes, length, rest)
+    return cut + [(start, rest, min(rest, length - start)) for start in starts]
 
 
 def sweep(length: int, lanes: int, visit: Callable[[Expr, int, int], None]) -> None:

@@ -31,7 +31,6 @@ from codegen.kernels.builder import (
     load,
     maximum,
     parallel,
-    reinterpret,
     scratch,
     select,
     serial,
@@ -41,9 +40,8 @@ from codegen.kernels.builder import (
     store,
     when,
 )
-from codegen.kernels.isa import vpdpbusd
 from codegen.kernels.kv_rows import StoredRow
-from codegen.kernels.query_codes import QueryCodes
+from codegen.kernels.query_codes import ByteProducts, QueryCodes
 from codegen.kernels.rotary import Row
 from codegen.kernels.row import pieces
 from codegen.kernels.tiled_attention import HIDDEN, LOG2E, score_factor
@@ -60,9 +58,9 @@ class SingleAttention:
     """Attention of one token with `heads` query heads over rows of keys and values.
 
     `write_query(head, to)` writes a query row; `key(head, k)` and `value(head, k)` are rows of a
-    key head; `output(head)` is where the result goes. `byte_keys`: keys are codes, and so are
-    queries then; `byte_values`: values are codes that have one scale a row. `ahead`: what is to be
-    asked for meanwhile, as computing takes longer here than reading.
+    key head; `output(head)` is where the result goes. `products`: keys are codes, and so are
+    queries then, multiplied like this; `byte_values`: values are codes that have one scale a row.
+    `ahead`: what is to be asked for meanwhile, as computing takes longer here than reading.
     """
 
     heads: int
@@ -76,7 +74,7 @@ class SingleAttention:
     key: Callable[[Expr, Expr], Row | StoredRow]
     value: Callable[[Expr, Expr], Row | StoredRow]
     output: Callable[[Expr], Row]
-    byte_keys: bool = False
+    products: ByteProducts | None = None
     byte_values: bool = False
     ahead: Sequence[Ahead] = ()
 
@@ -103,7 +101,7 @@ class SingleAttention:
     def emit(self, first: Expr, last: Expr) -> None:
         """Attend to keys [first, last)."""
         d = self.head_size
-        queries = self._codes() if self.byte_keys else self._floats()
+        queries = self._codes() if self.products else self._floats()
 
         def run(parts: int, loop: Callable[[Expr], AbstractContextManager[Expr]]) -> None:
             # Parts are whole vectors of keys, so that only the last vector of all is short.
@@ -253,7 +251,7 @@ class _Part:
         """Read the scales of keys and values at hand, for all query heads."""
         whole = self.whole
         ends = []
-        if whole.byte_keys:
+        if whole.products:
             ends.append((whole.key, self.key_scales))
         if whole.byte_values:
             ends.append((whole.value, self.value_scales))
@@ -326,14 +324,15 @@ class _Part:
     def _products(self, team: Expr, n: Expr, first: Expr, stop: Expr) -> list[Expr]:
         """Products of each query of the team with a vector of keys, as floats to be scores."""
         lanes, dots = self.whole.lanes, self._dots(team, first, self.whole.lanes, stop)
-        if not isinstance(self.queries, QueryCodes):
+        products = self.whole.products
+        if products is None or not isinstance(self.queries, QueryCodes):
             return dots
         key_scales = bind(load(self.key_scales, n * lanes, lanes=lanes))
         factor = score_factor(self.whole.scale, self.whole.softcap)
         scores = []
         for j, dot in enumerate(dots):
             query = self._query(team, j)
-            exact = bind(dot - broadcast(self.queries.too_much(query), lanes))
+            exact = bind(dot - broadcast(self.queries.too_much(query, products), lanes))
             scale = self.queries.scale(query) * constant(factor, "float32")
             number = bind(bind(cast(exact, "float32")) * broadcast(bind(scale), lanes))
             scores.append(bind(number * key_scales))
@@ -353,7 +352,6 @@ class _Part:
         # Keys behind the last one are hidden later; the last one is read in their place.
         row = whole.key(self.head, bind(tirx.Min(first, stop - 1)))
         if isinstance(self.queries, QueryCodes):
-            assert isinstance(row, StoredRow)
             return [self._byte_dot(self.queries, team, j, row) for j in range(whole.team)]
         cut = pieces(whole.head_size, lanes)
         key = [_widen(row.load(at, width), lanes) for at, width, _ in cut]
@@ -367,16 +365,17 @@ class _Part:
             products.append(bind(total))
         return products
 
-    def _byte_dot(self, queries: QueryCodes, team: Expr, j: int, row: StoredRow) -> Expr:
+    def _byte_dot(self, queries: QueryCodes, team: Expr, j: int, row: Row | StoredRow) -> Expr:
         """Integer products of a query with one key, which is raised."""
-        lanes = self.whole.lanes
+        lanes, products = self.whole.lanes, self.whole.products
+        assert products is not None
+        assert isinstance(row, StoredRow)
         total = splat(0, lanes, "int32")
         for at, width, _ in pieces(self.whole.head_size // 4, lanes):
-            key = reinterpret(row.raised(4 * at, width), "uint8", 4 * width)
+            key = products.keys(row, 4 * at, width)
             query = queries.fours(self._query(team, j), at, width)
             start = total if width == lanes else splat(0, width, "int32")
-            signed = reinterpret(query, "int8", 4 * width)
-            part = bind(vpdpbusd(start, bind(key), bind(signed)))
+            part = bind(products.add(start, key, query))
             total = part if width == lanes else bind(total + _widen(part, lanes))
         return total
 

@@ -24,10 +24,8 @@ from codegen.kernels.builder import (
     cast,
     constant,
     fma,
-    lanes_of,
     load,
     maximum,
-    reinterpret,
     scratch,
     serial,
     settle,
@@ -35,8 +33,7 @@ from codegen.kernels.builder import (
     store,
     when,
 )
-from codegen.kernels.isa import vpdpbusd
-from codegen.kernels.query_codes import QueryCodes, RaisedKeys
+from codegen.kernels.query_codes import ByteProducts, KeyCodes, QueryCodes
 from codegen.kernels.rotary import Row
 from codegen.kernels.transpose import transpose
 from codegen.kernels.vector_math import exp2_nonpositive, tanh
@@ -88,7 +85,7 @@ class TiledAttention:
     `write_query(row, buffer, offset)` writes the features of a query row into a buffer, and
     `read_result(row, buffer, offset)` takes its result from one. `keys(start, count)` makes so many
     rows ready, until other rows are, and returns what reads feature f of the i-th of them; so does
-    `values`. With `byte_keys`, which makes codes of keys ready, scores are products of codes.
+    `values`. With `products`, scores are such products of codes, which `byte_keys` makes ready.
     `adjust(scores, first_key, vector)` changes the scores of one key for
     one vector of queries: it hides keys, adds a mask; None where nothing is to be done.
     """
@@ -100,7 +97,8 @@ class TiledAttention:
     write_query: Callable[[Expr, Buffer, Expr], None]
     keys: Callable[[Expr, Expr], Callable[[Expr, Expr], Expr]]
     values: Callable[[Expr, Expr], Callable[[Expr, Expr], Expr]]
-    byte_keys: Callable[[Expr, Expr], RaisedKeys] | None = None
+    byte_keys: Callable[[Expr, Expr], KeyCodes] | None = None
+    products: ByteProducts | None = None
     read_result: Callable[[Expr, Buffer, Expr], None]
 
     def emit(
@@ -114,8 +112,7 @@ class TiledAttention:
     ) -> None:
         """Attend with rows [first_row, first_row + queries) below `rows` to keys [first, last)."""
         tile, d = self.tile, self.head_size
-        bytes_too = self.byte_keys is not None
-        queries = _Queries.make(tile, d, bytes_too)
+        queries = _Queries.make(tile, d, self.products)
         scores = scratch(tile.keys * tile.queries, "float32")
         results = scratch(d * tile.queries, "float32")
         state = _State(tile)
@@ -138,7 +135,7 @@ class TiledAttention:
         lanes = tile.lanes
         scale = score_factor(self.scale, self.softcap)
         rowwise = scratch(lanes * d, "float32")
-        codes = QueryCodes.make(lanes, d, lanes) if queries.factors is not None else None
+        codes = QueryCodes.make(lanes, d, lanes) if self.products is not None else None
         with serial(tile.vectors) as v:
             with serial(lanes) as i:
                 # Lanes behind the last query repeat it; their results are never stored.
@@ -164,7 +161,7 @@ class TiledAttention:
     def _score(self, start: Expr, count: Expr, queries: _Queries, scores: Buffer) -> None:
         """scores[key, query] = key · query, `at_once` keys at a time."""
         tile = self.tile
-        multiply = self._multiply_bytes if self.byte_keys is not None else self._multiply_floats
+        multiply = self._multiply_bytes if self.products is not None else self._multiply_floats
         products = multiply(start, count, queries)
         whole = settle(count // tile.at_once)
 
@@ -216,12 +213,12 @@ class TiledAttention:
                 for v, much in enumerate(_vectors(too_much, zero, tile)):
                     sums[r * tile.vectors + v] = splat(0, tile.lanes, "int32") - much
             with serial(self.head_size // 4) as f:
-                q = [_bytes(x, "int8") for x in _vectors(queries.numbers, f, tile)]
+                q = _vectors(queries.numbers, f, tile)
                 for r, row in enumerate(rows):
-                    k = _bytes(bind(broadcast(keys.four(row, f), tile.lanes)), "uint8")
+                    k = bind(broadcast(keys.four(row, f), tile.lanes))
                     for v in range(tile.vectors):
                         j = r * tile.vectors + v
-                        sums[j] = vpdpbusd(sums[j], k, q[v])
+                        sums[j] = keys.products.add(sums[j], k, q[v])
             found = []
             for r, row in enumerate(rows):
                 scale = bind(broadcast(keys.scale(row), tile.lanes))
@@ -344,20 +341,23 @@ class _Queries:
 
     tile: Tile
     numbers: Buffer
+    products: ByteProducts | None = None
     factors: Buffer | None = None
     too_much: Buffer | None = None
 
     @classmethod
-    def make(cls, tile: Tile, d: int, codes: bool) -> _Queries:
+    def make(cls, tile: Tile, d: int, products: ByteProducts | None) -> _Queries:
         """Allocate them."""
-        if not codes:
+        if products is None:
             return cls(tile, scratch(d * tile.queries, "float32"))
         numbers = scratch(d // 4 * tile.queries, "int32")
-        return cls(tile, numbers, scratch(tile.queries, "float32"), scratch(tile.queries, "int32"))
+        factors = scratch(tile.queries, "float32")
+        return cls(tile, numbers, products, factors, scratch(tile.queries, "int32"))
 
     def take_codes(self, codes: QueryCodes, v: Expr, factor: float) -> None:
         """Take a vector of rows."""
         tile, lanes = self.tile, self.tile.lanes
+        assert self.products is not None
         assert self.factors is not None
         assert self.too_much is not None
 
@@ -370,11 +370,7 @@ class _Queries:
         with serial(lanes) as i:
             scale = codes.scale(i) * constant(factor, "float32")
             store(self.factors, bind(scale), v * lanes + i)
-            store(self.too_much, codes.too_much(i), v * lanes + i)
-
-
-def _bytes(x: Expr, dtype: str) -> Expr:
-    return bind(reinterpret(x, dtype, 4 * lanes_of(x)))
+            store(self.too_much, codes.too_much(i, self.products), v * lanes + i)
 
 
 class _State:

@@ -47,7 +47,7 @@ def compile_model(
     check_destination(output)
     calibration.check()
     check_found(model)
-    find_linker()
+    find_linker(machine.arch)
     # … and what is wrong with options of passes, which are written in it, before TVM is loaded.
     from qcompiler.planning import plan_request
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import platform
 from dataclasses import dataclass
+
+_ALIASES = {"amd64": "x86_64", "arm64": "aarch64"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,12 +30,13 @@ class Target:
 
     name: str
     summary: str
-    tvm: dict[str, str | int]
+    tvm: dict[str, str | int | list[str]]
     arch: str
     features: frozenset[str]
     vector_bits: int
     vector_registers: int
-    dot: str  # how bytes are multiplied: "vpdpbusd" (VNNI) or "vpmaddubsw" (AVX2)
+    dot: str
+    """How bytes are multiplied: vpdpbusd (VNNI), vpmaddubsw (AVX2), sdot or smmla (Arm)."""
     l2_bytes: int
     schemes: tuple[str, ...]
     """Schemes with kernels of their own, as patterns: w4a8*, w8a8*."""
@@ -42,3 +46,14 @@ class Target:
     def lanes(self) -> int:
         """32-bit numbers in a vector register."""
         return self.vector_bits // 32
+
+    @property
+    def signed_bytes(self) -> bool:
+        """Whether both factors of a byte product are signed, and not the first one unsigned."""
+        return self.dot in {"sdot", "smmla"}
+
+
+def host_arch() -> str:
+    """Return this machine's architecture, as targets call it."""
+    name = platform.machine().lower()
+    return _ALIASES.get(name, name)

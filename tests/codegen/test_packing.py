@@ -34,8 +34,9 @@ def _codes(draw):
     gated = draw(st.booleans())
     n = draw(st.integers(1, 80)) * (2 if gated else 1)
     k = draw(st.integers(1, 300))
-    lanes = draw(st.sampled_from([8, 16]))
-    packing = code_packing(n, k, form, lanes=lanes, threads=draw(st.integers(1, 4)), gated=gated)
+    lanes, signed = draw(st.sampled_from([(4, True), (8, False), (16, False)]))
+    threads = draw(st.integers(1, 4))
+    packing = code_packing(n, k, form, lanes=lanes, threads=threads, gated=gated, signed=signed)
     rng = np.random.default_rng(draw(st.integers(0, 1000)))
     low, high = form.code_range
     codes = rng.integers(low, high + 1, (n, k)).astype(np.int8 if form.symmetric else np.uint8)
@@ -84,6 +85,8 @@ def test_codes_lie_where_they_should(case, data):
     byte = int(arrays["codes"][unit * 4 + within % 4])
     if packing.bits == 4:
         byte = byte >> 4 if within >= 4 else byte & 15
+    elif packing.signed:
+        byte = (byte + 128) % 256 - 128
     assert byte - packing.offset == codes[row, k]
 
     group = k // packing.group

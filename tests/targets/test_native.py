@@ -8,6 +8,8 @@ import pytest
 
 from qcompiler.core.errors import UnsupportedError
 from targets import TARGETS, best, cpu_features, find
+from targets.aarch64_dotprod import AARCH64_DOTPROD
+from targets.aarch64_i8mm import AARCH64_I8MM
 from targets.x86_64_v3 import X86_64_V3
 from targets.x86_64_v4_vnni import X86_64_V4_VNNI
 
@@ -21,7 +23,45 @@ def test_one_missing_feature_takes_the_next_target() -> None:
     assert best(TARGETS, X86_64_V4_VNNI.features - {"avx512_vnni"}) is X86_64_V3
 
 
-def test_a_machine_that_fits_none_is_told_what_it_lacks() -> None:
+def test_a_raspberry_pi_is_native_to_byte_products(tmp_path: Path) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    features = "fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm"
+    entry = f"BogoMIPS\t: 108.00\nFeatures\t: {features} lrcpc dcpop asimddp\n\n"
+    cpuinfo.write_text(f"processor\t: 0\n{entry}processor\t: 1\n{entry}")
+    assert best(TARGETS, cpu_features(cpuinfo)) is AARCH64_DOTPROD
+
+
+def test_a_newer_processor_is_native_to_products_of_byte_matrices() -> None:
+    # Graviton 3, of a longer list.
+    more = {"sve", "bf16", "i8mm", "svei8mm", "jscvt", "fcma", "uscat", "dgh", "rng"}
+    assert best(TARGETS, AARCH64_DOTPROD.features | more) is AARCH64_I8MM
+
+
+def test_of_processors_that_differ_all_must_fit(tmp_path: Path) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    small = " ".join(sorted(AARCH64_DOTPROD.features))
+    cpuinfo.write_text(f"Features\t: {small} i8mm\n\nFeatures\t: {small}\n")
+    assert best(TARGETS, cpu_features(cpuinfo)) is AARCH64_DOTPROD
+
+
+@pytest.mark.parametrize(
+    ("machine", "has", "message"),
+    [
+        ("aarch64", {"fp", "asimd"}, "this aarch64 machine .* 'aarch64-dotprod', needs asimddp, "),
+        ("arm64", AARCH64_DOTPROD.features - {"asimddp"}, "'aarch64-dotprod', needs asimddp; "),
+        ("riscv64", set(), "this riscv64 machine runs none of the targets; .*name its target: "),
+    ],
+)
+def test_what_is_lacking_is_said_of_the_same_architecture(
+    machine: str, has: set[str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    with pytest.raises(UnsupportedError, match=message):
+        best(TARGETS, frozenset(has))
+
+
+def test_a_machine_that_fits_none_is_told_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
     with pytest.raises(UnsupportedError, match=r"'x86-64-v3', needs avx2, fma; .*x86-64-v4-vnni"):
         best(TARGETS, X86_64_V3.features - {"avx2", "fma"})
 

@@ -28,7 +28,34 @@ ONLY_ON_REQUEST = {
     *("adx", "aes", "clflushopt", "clwb", "fsgsbase", "invpcid", "pclmul", "pku", "prfchw"),
     *("rdrnd", "rdseed", "xsavec", "xsaveopt", "xsaves", "crc32"),
 }
+# The same of Arm: every feature of Linux is one of LLVM's.
+ARM_LLVM_NAMES = {
+    "asimd": "neon",
+    "asimddp": "dotprod",
+    "asimdhp": "fullfp16",
+    "asimdrdm": "rdm",
+    "atomics": "lse",
+    "crc32": "crc",
+    "dcpop": "ccpp",
+    "fp": "fp-armv8",
+    "fphp": "fullfp16",
+    "i8mm": "i8mm",
+    "lrcpc": "rcpc",
+}
+ARM_ONLY_ON_REQUEST = {
+    *("aes", "sha2", "ssbs", "ras", "perfmon"),
+    *("CONTEXTIDREL2", "el2vmsa", "el3", "lor", "pan", "pan-rwv", "uaops", "vh"),  # of the system
+}
+ARM_TUNING = {
+    *("a76", "addr-lsl-slow-14", "alu-lsl-fast", "enable-select-opt", "fuse-adrp-add", "fuse-aes"),
+    "predictable-select-expensive",
+}
 BASELINE = {"64bit", "64bit-mode", "cmov", "cx8", "fxsr", "mmx", "nopl", "sse", "sse2", "x87"}
+
+
+def of(arch: str) -> list[Target]:
+    """Targets of an architecture."""
+    return [target for target in TARGETS if target.arch == arch]
 
 
 @pytest.fixture(params=TARGETS, ids=lambda target: target.name)
@@ -47,16 +74,20 @@ def test_names_are_unique_and_found() -> None:
 def test_an_unknown_name_brings_the_nearest() -> None:
     with pytest.raises(UsageError, match=r"unknown target 'x86-64-v2'; did you mean 'x86-64-v3'\?"):
         find("x86-64-v2")
-    with pytest.raises(UsageError, match="known: native, x86-64-v3, x86-64-v4-vnni"):
+    with pytest.raises(UsageError, match="known: aarch64-dotprod, aarch64-i8mm, native, x86"):
         find("z80")
 
 
 def test_vectors_and_features_agree(target: Target) -> None:
     assert target.lanes * 32 == target.vector_bits
     wide = {"avx512f", "avx512bw", "avx512vl"} <= target.features
-    assert target.vector_bits == (512 if wide else 256)
-    assert target.vector_registers == (32 if wide else 16)
+    arm = "asimd" in target.features
+    assert arm == (target.arch == "aarch64") == target.signed_bytes
+    assert target.vector_bits == (128 if arm else 512 if wide else 256)
+    assert target.vector_registers == (32 if wide or arm else 16)
     assert (target.dot == "vpdpbusd") == ("avx512_vnni" in target.features)
+    assert (target.dot == "smmla") == ("i8mm" in target.features)
+    assert (target.dot in {"sdot", "smmla"}) == ("asimddp" in target.features)
 
 
 def test_schemes_are_patterns_of_schemes(target: Target) -> None:
@@ -69,6 +100,7 @@ def test_schemes_are_patterns_of_schemes(target: Target) -> None:
 
 
 @pytest.mark.tvm
+@pytest.mark.parametrize("target", of("x86_64"), ids=lambda target: target.name)
 def test_llvm_may_use_no_more_than_the_features(target: Target) -> None:
     """An artifact checks `features` alone before it runs: code must not use anything else."""
     tvm = pytest.importorskip("tvm")
@@ -87,6 +119,20 @@ def test_llvm_may_use_no_more_than_the_features(target: Target) -> None:
     }
     assert instruction_sets <= allowed
     assert {LLVM_NAMES.get(name, name) for name in target.features} <= used | {"xsave"}
+
+
+@pytest.mark.tvm
+@pytest.mark.parametrize("target", of("aarch64"), ids=lambda target: target.name)
+def test_llvm_may_use_no_more_than_the_features_of_arm(target: Target) -> None:
+    tvm = pytest.importorskip("tvm")
+    from tvm.target import codegen
+
+    used = set(map(str, codegen.llvm_get_cpu_features(tvm.target.Target(target.tvm))))
+    levels = {name for name in used if name.startswith("v8")}
+    assert levels == {"v8a", "v8.1a", "v8.2a"}
+    allowed = {ARM_LLVM_NAMES[name] for name in target.features}
+    assert allowed <= used
+    assert used - levels - ARM_ONLY_ON_REQUEST - ARM_TUNING == allowed
 
 
 def test_targets_load_neither_torch_nor_tvm() -> None:

@@ -42,7 +42,7 @@ def test_quantised_tables(scheme, n, k, target, compile_kernel):
         None if form.symmetric else torch.randint(0, high + 1, shape, dtype=torch.uint8),
         form,
     )
-    packing = code_packing(n, k, form, lanes=target.lanes)
+    packing = code_packing(n, k, form, lanes=target.lanes, signed=target.signed_bytes)
     zero = None if table.zero_point is None else table.zero_point.numpy()
     arrays = pack(packing, table.codes.numpy(), table.scale.numpy(), zero)
     function = compile_kernel(embedding(EmbeddingSpec(packing=packing), target), target)

@@ -9,8 +9,12 @@ import tvm
 from codegen.kernels.builder import argument, kernel, load, reinterpret, splat, store
 from codegen.kernels.isa import byte_dots, round_to_int32
 from qcompiler.core.errors import UnsupportedError
+from targets import TARGETS
 
-pytestmark = pytest.mark.tvm
+pytestmark = [
+    pytest.mark.tvm,
+    pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name, indirect=True),
+]
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -35,12 +39,15 @@ def test_byte_dots_never_saturate(bits, target, compile_kernel):
         store(out, dots[1], 1, 0)
     function = compile_kernel(built.get(), target)
     rng = np.random.default_rng()
-    w = rng.integers(0, 1 << bits, (steps, 4 * lanes)).astype(np.uint8)
+    signed = bits == 8 and target.signed_bytes
+    low, high = (-128, 127) if signed else (0, (1 << bits) - 1)
+    w = rng.integers(low, high + 1, (steps, 4 * lanes)).astype(np.int8 if signed else np.uint8)
     a = rng.integers(-128, 128, (steps, 4 * lanes)).astype(np.int8)
-    w[:, :8], a[:, :8] = (1 << bits) - 1, -128
-    w[:, 8:16], a[:, 8:16] = (1 << bits) - 1, 127
+    w[:, :4], a[:, :4] = low, -128
+    w[:, 4:8], a[:, 4:8] = high, -128
+    w[:, 8:16], a[:, 8:16] = high, 127
     result = tvm.runtime.tensor(np.zeros((2, lanes), np.int32))
-    function(tvm.runtime.tensor(w), tvm.runtime.tensor(a), result)
+    function(tvm.runtime.tensor(w.view(np.uint8)), tvm.runtime.tensor(a), result)
     products = (w.astype(np.int32) * a).reshape(steps, lanes, 4).sum(-1)
     np.testing.assert_array_equal(result.numpy()[0], products.sum(0) + 5)
     np.testing.assert_array_equal(result.numpy()[1], products[1::2].sum(0) - 7)

@@ -12,8 +12,12 @@ from codegen.packing import code_packing, pack
 from qcompiler.core import ops, reference
 from qcompiler.core.formats import PerToken, QuantScheme
 from qcompiler.core.qtensor import QuantizedTensor
+from targets import TARGETS, cpu_features
 
-pytestmark = pytest.mark.tvm
+pytestmark = [
+    pytest.mark.tvm,
+    pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name, indirect=True),
+]
 
 FEW = (1, 2, 7, 16)
 MANY = (17, 24, 37)
@@ -40,7 +44,13 @@ class _Product:
         self.scheme, self.gated, self.k = QuantScheme.parse(scheme), gated, k
         self.weight = _weight(n, k, self.scheme.weight)
         packing = code_packing(
-            n, k, self.scheme.weight, lanes=target.lanes, gated=gated, widen=widen
+            n,
+            k,
+            self.scheme.weight,
+            lanes=target.lanes,
+            gated=gated,
+            signed=target.signed_bytes,
+            widen=widen,
         )
         per_token = isinstance(self.scheme.activation.granularity, PerToken)
         self.spec = QuantizedMatmul(
@@ -210,6 +220,8 @@ def test_results_repeat(target, compile_kernel):
 
 def test_within_a_relax_function(target):
     """The kernel's shapes match a call with a symbolic number of rows."""
+    if not target.features <= cpu_features():
+        pytest.skip("TVM's virtual machine runs in this process")
     product = _Product("w4a8g32", 64, 96, target, residual=True)
     codes = reference.quantize_activation(torch.randn(5, 96), product.scheme.activation)
     given = product.inputs(*codes)
