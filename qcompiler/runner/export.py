@@ -71,7 +71,7 @@ def export_runner(artifact: Path, folder: Path, *, libraries: Path | None = None
         (partial / "lib").mkdir()
         for name, library in found.items():
             shutil.copyfile(library, partial / "lib" / name)
-        _write_model(partial / MODEL, artifact, manifest, tokenizer, chat)
+        write_model(partial / MODEL, artifact, manifest, tokenizer, chat)
         _replace(partial, place)
     except OSError as error:
         raise ArtifactError(
@@ -150,7 +150,7 @@ def _copy_tree(source: Traversable, folder: Path) -> None:
             (folder / entry.name).write_bytes(entry.read_bytes())
 
 
-def _write_model(
+def write_model(
     folder: Path,
     artifact: Path,
     manifest: Manifest,

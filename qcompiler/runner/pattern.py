@@ -171,7 +171,8 @@ class _Parser:
             return atom, nullable
         self._cut(found.end())
         sign, least_text, comma, most_text, manner = found.groups()
-        if nullable or (manner and sign[0] == "{"):
+        # After numbers in braces, + repeats all that again; so does ? after a single number.
+        if nullable or (sign[0] == "{" and manner and (manner == "+" or not comma)):
             raise self.refuse(found[0])
         least, most = {"?": (0, 1), "*": (0, None), "+": (1, None)}.get(sign, (-1, -1))
         if least < 0:

@@ -50,7 +50,7 @@ def encode_tokenizer(tokenizer: Tokenizer) -> bytes:
     _write_normalizer(out, parts["normalizer"])
     _write_pre_tokenizer(out, parts["pre_tokenizer"])
     _write_model(out, parts["model"])
-    _write_texts(out, parts)
+    _write_texts(out, parts, tokenizer)
     _write_decoder(out, parts["decoder"])
     for ids in _around(tokenizer):
         out.numbers(ids)
@@ -216,18 +216,28 @@ def _write_model(out: BinaryWriter, model: Part) -> None:
     out.rows(sorted(last.values()), 4)
 
 
-def _write_texts(out: BinaryWriter, parts: Part) -> None:
-    """Write the text of every token by its number; those that do not exist have a flag."""
+def _write_texts(out: BinaryWriter, parts: Part, tokenizer: Tokenizer) -> None:
+    """Write the text of every token by its number, which exist, and which are special."""
     texts: dict[int, str] = {number: text for text, number in parts["model"]["vocab"].items()}
-    texts |= {token["id"]: token["content"] for token in parts["added_tokens"]}
+    shown: dict[int, str] = {}
+    for token in parts["added_tokens"]:
+        # The library shows such a token as its normaliser leaves it.
+        text = tokenizer.id_to_token(token["id"])
+        if texts.setdefault(token["id"], text) != text:
+            shown[token["id"]] = text
     special = {token["content"] for token in parts["added_tokens"] if token["special"]}
     count = max(texts, default=-1) + 1
     pieces = [texts.get(number, "").encode() for number in range(count)]
     out.numbers(np.cumsum([0, *map(len, pieces)]))
     out.blob(b"".join(pieces))
+    seen = texts | shown
     out.numbers(
-        [int(number in texts) | int(texts.get(number) in special) << 1 for number in range(count)]
+        [int(number in seen) | int(seen.get(number) in special) << 1 for number in range(count)]
     )
+    out.number(len(shown))
+    for number, text in shown.items():
+        out.number(number)
+        out.text(text)
 
 
 # -- from tokens to text ---------------------------------------------------------------------------

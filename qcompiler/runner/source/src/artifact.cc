@@ -13,7 +13,7 @@ namespace qc {
 namespace {
 
 constexpr const char* kFacts = "runner.txt";
-constexpr int kVersion = 1;
+constexpr int kFactsVersion = 1;
 constexpr const char* kAgain = "; copy it again or export the runner again";
 
 /// Reads the values of one line; whatever is not there, or not a number, damages the file.
@@ -210,9 +210,9 @@ Artifact read_artifact(const std::string& folder) {
   std::getline(lines, line);
   Line first(line, path);
   if (first.word != "qcompiler-runner") fail(path + " is damaged: it begins otherwise" + kAgain);
-  if (const int64_t version = first.number(); version > kVersion) {
+  if (const int64_t version = first.number(); version > kFactsVersion) {
     fail(path + " has version " + std::to_string(version) + ", and this runner reads up to " +
-         std::to_string(kVersion) + "; export the runner again and build it anew");
+         std::to_string(kFactsVersion) + "; export the runner again and build it anew");
   }
   const size_t last = text.rfind("\nsha256 ");
   if (last == std::string::npos ||

@@ -20,6 +20,10 @@ TokenTexts::TokenTexts(BinaryReader& file) : places_(file.numbers()) {
   bool fits = places_.size == flags_.size + 1 && places_[flags_.size] == texts_.size();
   for (size_t i = 0; fits && i < flags_.size; ++i) fits = places_[i] <= places_[i + 1];
   file.check(fits);
+  for (uint32_t count = file.number(); count > 0; --count) {
+    const size_t token = file.number();
+    shown_[token] = file.text();
+  }
 }
 
 Bpe::Bpe(BinaryReader& file)

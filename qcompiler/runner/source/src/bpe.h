@@ -2,6 +2,7 @@
 #pragma once
 
 #include <string_view>
+#include <unordered_map>
 #include <vector>
 
 #include "binary_reader.h"
@@ -15,13 +16,20 @@ class TokenTexts {
   size_t size() const { return flags_.size; }
   bool exists(size_t token) const { return token < size() && (flags_[token] & 1) != 0; }
   bool is_special(size_t token) const { return (flags_[token] & 2) != 0; }
+  /// What a token of the model's vocabulary is.
   std::string_view text(size_t token) const {
     return texts_.substr(places_[token], places_[token + 1] - places_[token]);
+  }
+  /// What a token is decoded as: added ones that are normalised are something else.
+  std::string_view shown(size_t token) const {
+    const auto found = shown_.find(token);
+    return found == shown_.end() ? text(token) : found->second;
   }
 
  private:
   Numbers places_, flags_;
   std::string_view texts_;
+  std::unordered_map<size_t, std::string_view> shown_;
 };
 
 class Bpe {

@@ -18,7 +18,7 @@ namespace qc {
 namespace {
 
 constexpr size_t kHugePage = size_t{2} << 20;
-constexpr size_t kChunk = size_t{16} << 20;
+constexpr size_t kReadAtOnce = size_t{16} << 20;
 
 /// An open file, closed at the end of a scope.
 class Descriptor {
@@ -89,7 +89,7 @@ FileMemory FileMemory::read(const std::string& path) {
   const size_t gap = (kHugePage - reinterpret_cast<uintptr_t>(region) % kHugePage) % kHugePage;
   memory.data_ = static_cast<uint8_t*>(region) + gap;
   while (memory.size_ < file.size()) {
-    const size_t wanted = std::min(kChunk, file.size() - memory.size_);
+    const size_t wanted = std::min(kReadAtOnce, file.size() - memory.size_);
     const ssize_t count = ::read(file.number(), memory.data_ + memory.size_, wanted);
     if (count < 0 && errno == EINTR) continue;
     if (count < 0) file.refuse();

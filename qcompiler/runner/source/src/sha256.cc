@@ -23,17 +23,17 @@ uint32_t rotate(uint32_t x, int by) { return (x >> by) | (x << (32 - by)); }
 
 void add_block(State& state, const uint8_t* block) {
   std::array<uint32_t, 64> w;
-  for (int i = 0; i < 16; ++i) {
+  for (size_t i = 0; i < 16; ++i) {
     w[i] = uint32_t{block[4 * i]} << 24 | uint32_t{block[4 * i + 1]} << 16 |
            uint32_t{block[4 * i + 2]} << 8 | block[4 * i + 3];
   }
-  for (int i = 16; i < 64; ++i) {
+  for (size_t i = 16; i < 64; ++i) {
     uint32_t s0 = rotate(w[i - 15], 7) ^ rotate(w[i - 15], 18) ^ (w[i - 15] >> 3);
     uint32_t s1 = rotate(w[i - 2], 17) ^ rotate(w[i - 2], 19) ^ (w[i - 2] >> 10);
     w[i] = w[i - 16] + s0 + w[i - 7] + s1;
   }
   auto [a, b, c, d, e, f, g, h] = state;
-  for (int i = 0; i < 64; ++i) {
+  for (size_t i = 0; i < 64; ++i) {
     uint32_t s1 = rotate(e, 6) ^ rotate(e, 11) ^ rotate(e, 25);
     uint32_t t1 = h + s1 + ((e & f) ^ (~e & g)) + kRounds[i] + w[i];
     uint32_t s0 = rotate(a, 2) ^ rotate(a, 13) ^ rotate(a, 22);
@@ -41,7 +41,7 @@ void add_block(State& state, const uint8_t* block) {
     h = g, g = f, f = e, e = d + t1, d = c, c = b, b = a, a = t1 + t2;
   }
   const State added = {a, b, c, d, e, f, g, h};
-  for (int i = 0; i < 8; ++i) state[i] += added[i];
+  for (size_t i = 0; i < 8; ++i) state[i] += added[i];
 }
 
 }  // namespace
@@ -58,7 +58,7 @@ std::string sha256(const void* data, size_t size) {
   if (left != 0) std::memcpy(tail.data(), bytes + whole, left);
   tail[left] = 0x80;
   const size_t padded = left < 56 ? 64 : 128;
-  for (int i = 0; i < 8; ++i) {
+  for (size_t i = 0; i < 8; ++i) {
     tail[padded - 1 - i] = static_cast<uint8_t>(uint64_t{size} * 8 >> (8 * i));
   }
   for (size_t at = 0; at < padded; at += 64) add_block(state, tail.data() + at);

@@ -11,7 +11,7 @@ namespace qc {
 namespace {
 
 constexpr char kMagic[16] = "qc-tokenizer\0\0\0";
-constexpr uint32_t kVersion = 1;
+constexpr uint32_t kTokenizerVersion = 1;
 
 /// Return where the white space begins that a text ends with.
 size_t spaces_at_end(std::string_view text) {
@@ -87,9 +87,9 @@ BinaryReader Tokenizer::opened(const FileMemory& file, const std::string& path) 
     fail(path + " is damaged: it is no tokenizer; export the runner again");
   }
   BinaryReader reader(file.data() + sizeof kMagic, file.size() - sizeof kMagic, path);
-  if (const uint32_t version = reader.number(); version != kVersion) {
+  if (const uint32_t version = reader.number(); version != kTokenizerVersion) {
     fail(path + " has version " + std::to_string(version) + ", and this runner reads " +
-         std::to_string(kVersion) + "; export the runner again and build it anew");
+         std::to_string(kTokenizerVersion) + "; export the runner again and build it anew");
   }
   return reader;
 }
@@ -141,7 +141,7 @@ std::string Tokenizer::decode(const std::vector<int32_t>& tokens) const {
   for (int32_t token : tokens) {
     const auto number = static_cast<size_t>(token);
     if (token >= 0 && known.exists(number) && !known.is_special(number)) {
-      texts.emplace_back(known.text(number));
+      texts.emplace_back(known.shown(number));
     }
   }
   return decoder_.decode(std::move(texts));
