@@ -134,12 +134,13 @@ def for_arm(compiled: ByPipeline, tmp_path: Path) -> Path:
 def test_libraries_of_another_machine_are_asked_for(for_arm: Path, tmp_path: Path) -> None:
     manifest = read_manifest(for_arm)
     with pytest.raises(
-        UnsupportedError, match="is for aarch64, and the libtvm_ffi.so that is installed is not; ta"
+        UnsupportedError,
+        match=r"is for aarch64, and the libtvm_ffi.so that is installed is not; ta",
     ):
         libraries_for(for_arm, manifest, None)
     given = tmp_path / "given"
     given.mkdir()
-    with pytest.raises(UsageError, match="there is no libtvm_ffi.so in .*given; name the folder"):
+    with pytest.raises(UsageError, match=r"there is no libtvm_ffi.so in .*given; name the folder"):
         libraries_for(for_arm, manifest, given)
     elf(given / "libtvm_ffi.so", 62)
     with pytest.raises(UsageError, match="are for x86_64, and the artifact is for aarch64; give"):
