@@ -135,7 +135,7 @@ def test_libraries_of_another_machine_are_asked_for(for_arm: Path, tmp_path: Pat
     manifest = read_manifest(for_arm)
     with pytest.raises(
         UnsupportedError,
-        match=r"is for aarch64, and the libtvm_ffi.so that is installed is not; ta",
+        match=r"is for aarch64, and the libtvm_ffi.so that is installed is not",
     ):
         libraries_for(for_arm, manifest, None)
     given = tmp_path / "given"

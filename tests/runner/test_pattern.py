@@ -33,7 +33,8 @@ def test_sets_are_kept_once() -> None:
 
 def test_characters_are_those_of_the_library() -> None:
     assert characters_of(r"[a-cx]") == ((ord("a"), ord("c")), (ord("x"), ord("x")))
-    assert characters_of(r"[^\x{0}-\x{10fffe}]") == ((0x10FFFF, 0x10FFFF),)
+    assert characters_of(r"[^\x{0}-\x{effff}]") == ((0xF0000, 0x10FFFF),)
+    assert characters_of(r"[\x{3ffff}-\x{e0000}]") == ((0x3FFFF, 0xE0000),)
     assert either_case("k") == tuple((ord(c), ord(c)) for c in "Kk\u212a")
     assert (ord("0"), ord("9")) in numeric_characters()
     assert any(first <= ord("Ⅷ") <= last for first, last in numeric_characters())

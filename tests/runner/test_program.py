@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from tests.runner_program import Driver, RunnerError, needs_cmake
 
 pytestmark = [pytest.mark.tvm, pytest.mark.timeout(600), needs_cmake]
 ByPipeline = Callable[[str], Path]
+ROOT = Path(__file__).parent.parent.parent
 
 PROMPTS = ("a", "the cat sat on the mat", "x" * 100, "é 😀 ñ")
 
@@ -275,9 +277,7 @@ def chatting(driver: Driver, compiled: ByPipeline, tmp_path: Path) -> Driver:
 @pytest.mark.parametrize("count", [1, 2, 3])
 @pytest.mark.parametrize("begin", [0, 1])
 def test_conversations(count: int, begin: int, chatting: Driver) -> None:
-    messages = [*MESSAGES[:1], *MESSAGES[1:] * 2][begin : 2 * count]
-    if messages[-1]["role"] != "user":
-        messages = messages[:-1]
+    messages = [*MESSAGES, *MESSAGES[2:]][begin : 2 * count]
     expected = ChatTemplate(TEMPLATE, {}).render(messages)
     assert chatting.render(messages) == expected
     answer = chatting.generate(messages)
@@ -339,6 +339,7 @@ def test_weights_that_were_cut_off(driver: Driver, exported: ByPipeline, tmp_pat
 def test_weights_that_were_changed(driver: Driver, exported: ByPipeline, tmp_path: Path) -> None:
     model = copied(exported, tmp_path)
     driver.load(model, verify=True)
+    driver.free()
     with (model / "weights.safetensors").open("r+b") as file:
         file.seek(-10, 2)
         byte = file.read(1)
@@ -453,6 +454,35 @@ def test_threads(driver: Driver, exported: ByPipeline) -> None:
     assert driver.load(model, threads=1)[-1] == "1"
     with pytest.raises(RunnerError, match=r"4097 threads cannot be: this process may use \d+ proc"):
         driver.load(model, slot=1, threads=4097)
+
+
+# -- the page ---------------------------------------------------------------------------------------
+
+
+def test_the_example_of_the_page(
+    sanitized: Path, exported: ByPipeline, compiled: ByPipeline, tmp_path: Path
+) -> None:
+    page = (ROOT / "docs" / "cpp.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"^```c\n(.*?)^```", page, re.M | re.S)
+    (tmp_path / "example.c").write_text(example)
+    program, library, source = tmp_path / "example", sanitized / "libqcompiler.a", exported("float")
+    compile_c = ["gcc", "-std=c99", "-Wall", "-Wextra", "-Wpedantic", "-Werror"]
+    include = f"-I{source / 'include'}"
+    subprocess.run(
+        [*compile_c, include, "-c", "example.c", "-o", "example.o"], cwd=tmp_path, check=True
+    )
+    places = [f"-L{source / 'lib'}", f"-Wl,-rpath,{source / 'lib'}"]
+    tvm = ["-Wl,--no-as-needed", "-ltvm_runtime", "-ltvm_ffi", "-ldl"]
+    link = ["g++", "-fsanitize=address,undefined", tmp_path / "example.o", library, *places, *tvm]
+    subprocess.run([*link, "-o", program], check=True)
+    done = subprocess.run([program, source / "model"], capture_output=True, text=True, check=False)
+    with opened(compiled("float")) as model:
+        expected = "".join(model.generate("The sea is", max_tokens=32, temperature=0.7, seed=1))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"{expected}\n32 tokens in ")
+    wrong = subprocess.run([program, tmp_path], capture_output=True, text=True, check=False)
+    assert (wrong.returncode, wrong.stdout) == (1, "")
+    assert "is no exported model" in wrong.stderr
 
 
 # -- the program -----------------------------------------------------------------------------------
