@@ -444,6 +444,28 @@ def _inspect(
     inspect(artifact, as_json=as_json)
 
 
+@app.command("export")
+def _export(
+    artifact: Artifact,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where it goes.")
+    ],
+    runner: Annotated[
+        bool, typer.Option("--runner", help="A C++ program that runs the artifact, as sources.")
+    ] = False,
+    libraries: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Where libtvm_ffi.so lies for the artifact's machine, if another."
+        ),
+    ] = None,
+) -> None:
+    """Write an artifact as something that runs elsewhere: a C++ program without Python."""
+    from qcompiler.commands.export import export
+
+    export(artifact, runner=runner, output=output, libraries=libraries)
+
+
 @app.command("targets")
 def _targets(
     install: Annotated[

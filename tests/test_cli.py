@@ -26,7 +26,7 @@ from qcompiler.presets import preset_names
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = ("bench", "compile", "evaluate", "inspect", "passes", "pipelines", "plan", "run")
-COMMANDS += ("compare", "generate-text", "targets")
+COMMANDS += ("compare", "export", "generate-text", "targets")
 
 
 @pytest.fixture

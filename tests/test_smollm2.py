@@ -20,11 +20,13 @@ from qcompiler.core.reference import sqnr
 from qcompiler.frontend import capture
 from qcompiler.planning import plan_request
 from qcompiler.report.content import read_report
+from qcompiler.runner.export import export_runner
 from qcompiler.runtime import LanguageModel
 from targets import cpu_features
 from targets.aarch64_dotprod import AARCH64_DOTPROD
 from tests import emulator
 from tests.emulated_model import greedy
+from tests.runner_program import build, needs_cmake
 
 pytestmark = [pytest.mark.tvm, pytest.mark.slow]
 MODEL = "smollm2-135m"
@@ -53,6 +55,29 @@ print("".join(answer))
     )
     assert done.returncode == 0, done.stderr
     assert "Paris" in done.stdout
+
+
+@needs_cmake
+@pytest.mark.timeout(600)
+def test_answers_from_cpp(artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.mktemp("exported") / "runner"
+    export_runner(artifact, folder)
+    program = build(folder, tmp_path_factory.getbasetemp()) / "qcompiler-run"
+
+    def run(*options: str) -> str:
+        return subprocess.run(
+            [program, folder / "model", *options], capture_output=True, text=True, check=True
+        ).stdout
+
+    with qcompiler.load(artifact) as model:
+        assert isinstance(model, LanguageModel)
+        for prompt in (QUESTION, "Once upon a time", "def add(a, b):\n", "The sea " * 150):
+            answer = model.generate(prompt, max_tokens=24, raw=True)
+            list(answer)
+            told = run("-p", prompt, "-n", "24", "--tokens")
+            assert [int(token) for token in told.split()] == answer.tokens
+        said = "".join(model.generate(QUESTION, max_tokens=32))
+    assert run("-p", QUESTION, "-n", "32", "--chat").rstrip("\n") == said.rstrip("\n")
 
 
 def test_the_artifact_tells_of_itself(artifact: Path) -> None:

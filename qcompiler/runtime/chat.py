@@ -7,10 +7,21 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+from tokenizers import Tokenizer
+
+from qcompiler.core.artifact import ModelFacts
 from qcompiler.core.errors import ArtifactError, UsageError
 
 Message = Mapping[str, str]
 """A message: its role ("system", "user" or "assistant") and its content."""
+
+
+def model_template(facts: ModelFacts, tokenizer: Tokenizer) -> ChatTemplate:
+    """Return a model's chat template, with the special tokens that it may name."""
+    known = {"bos_token": facts.begin_token, "eos_token": next(iter(facts.end_tokens), None)}
+    texts = {name: tokenizer.id_to_token(i) for name, i in known.items() if i is not None}
+    named = {name: text for name, text in texts.items() if text is not None}
+    return ChatTemplate(facts.chat_template or "", named | facts.special_tokens)
 
 
 class ChatTemplate:

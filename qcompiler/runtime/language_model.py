@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 
 from qcompiler.core.artifact import Manifest
 from qcompiler.core.errors import UsageError
-from qcompiler.runtime.chat import ChatTemplate, Message
+from qcompiler.runtime.chat import ChatTemplate, Message, model_template
 from qcompiler.runtime.executable import Executable
 from qcompiler.runtime.generation import Generation
 from qcompiler.runtime.sampling import Sampler, SamplingOptions
@@ -168,12 +168,7 @@ class LanguageModel:
 
     @cached_property
     def _template(self) -> ChatTemplate:
-        facts = self.manifest.model
-        tokenizer = self._checked_tokenizer
-        known = {"bos_token": facts.begin_token, "eos_token": next(iter(facts.end_tokens), None)}
-        texts = {name: tokenizer.id_to_token(i) for name, i in known.items() if i is not None}
-        named = {name: text for name, text in texts.items() if text is not None}
-        return ChatTemplate(facts.chat_template or "", named | facts.special_tokens)
+        return model_template(self.manifest.model, self._checked_tokenizer)
 
     @property
     def _checked_tokenizer(self) -> Tokenizer:

@@ -32,7 +32,13 @@ from qcompiler.core.artifact.manifest import (
     to_json,
 )
 from qcompiler.core.artifact.step import LINE_BYTES, StepFacts
-from qcompiler.core.artifact.weights import ALIGNMENT, encode_weights, read_weights, spec_bytes
+from qcompiler.core.artifact.weights import (
+    ALIGNMENT,
+    encode_weights,
+    read_weights,
+    spec_bytes,
+    weight_offsets,
+)
 
 __all__ = [
     "ALIGNMENT",
@@ -64,5 +70,6 @@ __all__ = [
     "spec_bytes",
     "to_json",
     "verify_files",
+    "weight_offsets",
     "write_artifact",
 ]

@@ -116,6 +116,29 @@ def read_weights(path: Path, record: FileRecord | None = None) -> dict[str, np.n
         raise ArtifactError(f"{path} is damaged: its header cannot be read; {_AGAIN}") from None
 
 
+def weight_offsets(path: Path) -> dict[str, tuple[int, int]]:
+    """Return where each tensor of a weights file begins in it, and its size, both in bytes.
+
+    Raises ArtifactError, naming the file, when its header cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(size))
+        return {
+            name: (
+                8 + size + entry["data_offsets"][0],
+                entry["data_offsets"][1] - entry["data_offsets"][0],
+            )
+            for name, entry in header.items()
+            if name != "__metadata__" and not name.startswith(_FILLER)
+        }
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read: {error.strerror or error}") from None
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, MemoryError):
+        raise ArtifactError(f"{path} is damaged: its header cannot be read; {_AGAIN}") from None
+
+
 _AGAIN = "copy the artifact again or compile the model again"
 
 

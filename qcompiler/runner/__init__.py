@@ -1,0 +1,1 @@
+"""A folder of C++ that runs an artifact where there is no Python."""
