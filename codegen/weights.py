@@ -86,11 +86,23 @@ class PackedWeights:
         n, k = self._program.weights.shape(name)
         stored = self._program.weights.format(name)
         if stored is None:
-            packing = float_packing(n, k, lanes=self._target.lanes, gated=gated)
+            packing = float_packing(
+                n,
+                k,
+                lanes=self._target.lanes,
+                gated=gated,
+                most_vectors=self._target.tile_vectors,
+            )
             parts = [("weights", "float32", packing.code_bytes // 4)]
         else:
             packing = code_packing(
-                n, k, stored, lanes=self._target.lanes, gated=gated, widen=self._widen
+                n,
+                k,
+                stored,
+                lanes=self._target.lanes,
+                gated=gated,
+                widen=self._widen,
+                most_vectors=self._target.tile_vectors,
             )
             parts = [
                 ("codes", "uint8", packing.code_bytes),
