@@ -66,13 +66,12 @@ def _shape(shape: Any) -> tuple[Expr, ...]:
 
 
 def sync() -> None:
-    """Wait until all threads of the block are here, and see what they have written."""
+    """Wait until all threads of the block are here, and see what they have written.
+
+    TVM puts more of these where it finds that one is missing, and refuses to in a branch. It does
+    not know that a warp may wait for itself alone, so there is no word for that.
+    """
     script.evaluate(op.tvm_storage_sync("shared"))
-
-
-def sync_warp() -> None:
-    """Wait until all threads of the warp are here, and see what they have written."""
-    script.evaluate(tirx.call_extern("void", "__syncwarp"))
 
 
 def strided(count: int, thread: Expr, threads: int, body: Callable[[Expr], None]) -> None:
