@@ -92,8 +92,7 @@ class SharedRow:
             sync()
             step *= 2
         factor = constant(1.0 / math.sqrt(block), "float32")
-        strided(self.d, lane, WARP, lambda i: self.store(self.load(i) * factor, i))
-        sync()
+        self._replace(lambda x: x * factor, 0, self.d, lane)
 
     def round_to_codes(self, lane: Expr) -> None:
         """Put the multiples of a scale of the row in place of its numbers, as 8-bit codes do."""
@@ -102,11 +101,23 @@ class SharedRow:
         inverse = keep(select(top > 0.0, one / top * most, constant(0.0, "float32")))
         scale = keep(top / most)
 
-        def write(i: Expr) -> None:
-            self.store(cast(round_to_int(self.load(i) * inverse), "float32") * scale, i)
+        self._replace(
+            lambda x: cast(round_to_int(x * inverse), "float32") * scale, 0, self.d, lane
+        )
 
+    def _replace(
+        self, function: Callable[[Expr], Expr], first: Expr | int, count: int, lane: Expr
+    ) -> None:
+        """Put function(number) in the place of numbers.
+
+        All are read before one is written: TVM does not see that threads keep to their own.
+        """
+        kept = registers(ceil_div(count, WARP))
+        strided(
+            count, lane, WARP, lambda i: store(kept, function(self.load(first + i)), i // WARP)
+        )
         sync()
-        strided(self.d, lane, WARP, write)
+        strided(count, lane, WARP, lambda i: self.store(load(kept, i // WARP), first + i))
         sync()
 
     def _reduce(
@@ -188,15 +199,13 @@ class SharedRow:
         low, high = (-127, 127) if least is None else (0, 15)
         start = zero if least is None else keep(half_to_float(least))
 
-        def code(i: Expr) -> None:
-            x = self.load(first + i)
+        def code(x: Expr) -> Expr:
             steps = x if least is None else x - start
             # Beyond what an int32 holds the conversion stops at its ends, which are cut off here.
             rounded = round_to_int(steps * inverse)
-            kept = tirx.max(tirx.min(rounded, int32(high)), int32(low))
-            self.store(cast(kept, "float32"), first + i)
+            return cast(tirx.max(tirx.min(rounded, int32(high)), int32(low)), "float32")
 
-        strided(size, lane, WARP, code)
+        self._replace(code, first, size, lane)
 
 
 @dataclass(frozen=True, slots=True)
