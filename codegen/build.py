@@ -10,6 +10,7 @@ import tvm
 from tvm import ir, relax, tirx
 
 from codegen.call_costs import Operators, UnknownCost, function_costs
+from codegen.cuda.build import build_for_gpu
 from codegen.generic_schedule import schedule_module
 from codegen.limits import limit_functions
 from codegen.linker import find_linker
@@ -69,7 +70,7 @@ def compile_module(
 
     With `operators`, say what those functions take, and add what measures the machine's limits.
     """
-    tvm_target = tvm.target.Target(dict(target.tvm))
+    tvm_target = described(target)
     facts: dict[str, StepFacts] = {}
     notes: list[str] = []
     added: dict[ir.GlobalVar, tirx.PrimFunc] = {}
@@ -82,6 +83,9 @@ def compile_module(
                 costs[name] = function_costs(module, name, served)
             except UnknownCost as problem:
                 notes.append(f"what {name} takes of the machine is not known: {problem}")
+        if target.gpu is not None:
+            executable = build_for_gpu(module, tvm_target, target.gpu, _pipeline())
+            return Compiled(executable, facts, costs, limits, tuple(notes))
         if operators:
             added, limits = limit_functions(target)
         module = schedule_module(module, target)
@@ -101,6 +105,14 @@ def compile_module(
         pipeline = tvm.transform.Sequential([_pipeline(), _adding(added)])
         executable = relax.build(module, tvm_target, relax_pipeline=pipeline)
     return Compiled(executable, facts, costs, limits, tuple(notes))
+
+
+def described(target: Target) -> tvm.target.Target:
+    """Return a target as TVM takes it; what drives a GPU is any machine of its architecture."""
+    if target.gpu is None:
+        return tvm.target.Target(dict(target.tvm))
+    host = {"kind": "llvm", "mcpu": target.arch.replace("_", "-")}
+    return tvm.target.Target(dict(target.tvm), host=host)
 
 
 def _adding(functions: dict[ir.GlobalVar, tirx.PrimFunc]) -> tvm.transform.Pass:

@@ -18,6 +18,7 @@ from qcompiler.core.target import Target
 
 MATRIX_ARGUMENT: dict[Any, int] = {
     ops.linear: 1,
+    ops.quantized_linear: 1,
     ops.embedding: 1,
     ops.quantized_embedding: 1,
     ops.quantized_matmul: 2,

@@ -31,14 +31,15 @@ def cpu_features(cpuinfo: Path = CPUINFO) -> frozenset[str]:
 
 
 def best(targets: Sequence[Target], features: frozenset[str]) -> Target:
-    """Return the first of `targets` whose instruction sets are all among `features`.
+    """Return the first of `targets` whose instruction sets are all among `features`; no GPU is.
 
     Raises UnsupportedError, which says what the nearest one lacks.
     """
-    for target in targets:
+    processors = [target for target in targets if target.gpu is None]
+    for target in processors:
         if target.features <= features:
             return target
-    nearest = min(targets, key=lambda target: len(target.features - features))
+    nearest = min(processors, key=lambda target: len(target.features - features))
     lacking = ", ".join(sorted(nearest.features - features))
     machine = platform.machine() or "unknown"
     raise UnsupportedError(

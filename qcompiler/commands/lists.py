@@ -18,6 +18,9 @@ def list_targets() -> None:
     rows = []
     for target in TARGETS:
         here = "native" if target.name == native else "yes"
+        if target.gpu is not None:
+            major, minor = divmod(target.gpu.level, 10)
+            here = f"with a GPU of compute capability {major}.{minor} or more"
         if lacking := sorted(target.features - features):
             here = f"no: lacks {' '.join(lacking)}"
         rows.append((target.name, here, target.summary))

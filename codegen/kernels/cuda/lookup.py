@@ -126,7 +126,7 @@ def _turn(read, cos, sin, feature, pair, other, second) -> Expr:  # type: ignore
     return keep(mine * c + tirx.Select(second, theirs * s, constant(0.0, "float32") - theirs * s))
 
 
-def top_k(spec: TopKSpec, rows: Rows) -> PrimFunc:
+def top_k(spec: TopKSpec, target: Target, rows: Rows) -> PrimFunc:
     """x [m, n] → values [m, k], places [m, k] int64; of equal numbers the first comes first.
 
     A thread for each row, which it reads k times: right for a few of not too many.

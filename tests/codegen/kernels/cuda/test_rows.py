@@ -143,7 +143,7 @@ def test_top_k(largest, target, run_kernel):
     x = torch.randn(37, 19)
     values, places = torch.empty(37, 3), torch.empty(37, 3, dtype=torch.int64)
     spec = TopKSpec(k=3, dtype="float32", largest=largest)
-    run_kernel(top_k(spec, "many"))(x, values, places)
+    run_kernel(top_k(spec, target, "many"))(x, values, places)
     expected = x.topk(3, largest=largest)
     assert torch.equal(expected.values, values)
     assert torch.equal(expected.indices, places)
