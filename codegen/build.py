@@ -11,6 +11,7 @@ from tvm import ir, relax, tirx
 
 from codegen.call_costs import Operators, UnknownCost, function_costs
 from codegen.cuda.build import build_for_gpu
+from codegen.cuda.toolkit import tvm_cuda_library
 from codegen.generic_schedule import schedule_module
 from codegen.limits import limit_functions
 from codegen.linker import find_linker
@@ -124,9 +125,10 @@ def _adding(functions: dict[ir.GlobalVar, tirx.PrimFunc]) -> tvm.transform.Pass:
     return tvm.transform.module_pass(add, opt_level=0, name="AddSteps")
 
 
-def runtime_library() -> Path:
-    """Return the small runtime library that travels with an artifact."""
-    return Path(tvm.__file__).parent / "lib" / "libtvm_runtime.so"
+def runtime_libraries(target: Target) -> list[Path]:
+    """Return the small runtime libraries that travel with an artifact."""
+    common = Path(tvm.__file__).parent / "lib" / "libtvm_runtime.so"
+    return [common] if target.gpu is None else [common, tvm_cuda_library()]
 
 
 def _fuse(module: tvm.IRModule) -> tvm.IRModule:

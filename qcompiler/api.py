@@ -14,6 +14,7 @@ from typing import Any
 from torch import nn
 from torch.export import ExportedProgram
 
+from codegen.cuda.toolkit import find_toolkit
 from codegen.interrupt import interruptible
 from codegen.linker import find_linker
 from codegen.lower import lower
@@ -139,6 +140,8 @@ def compile(
     )
     check_max_ram(max_ram)
     find_linker()
+    if machine.gpu is not None:
+        find_toolkit()
     check_scratch()
     if context is not None and context < 1:
         raise UsageError(f"a context of {context} tokens holds nothing; use 1 or more")
