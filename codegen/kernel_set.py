@@ -32,7 +32,7 @@ Build = Callable[..., PrimFunc]
 
 @dataclass(frozen=True, kw_only=True)
 class KernelSet:
-    """A function that builds a kernel for each operator, and the rules that pick one for products."""
+    """What builds the kernel of each operator, and the rules that pick one for products."""
 
     norm: Build
     norm_quantize: Build
@@ -80,5 +80,3 @@ CUDA = KernelSet(
 def kernel_set(target: Target) -> KernelSet:
     """Return the kernels of a target."""
     return PROCESSOR if target.gpu is None else CUDA
-
-

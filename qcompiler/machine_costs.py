@@ -23,7 +23,8 @@ def cost_services(target: Target) -> dict[str, Any]:
     """
     services: dict[str, Any] = {"packed_bytes": partial(packed_bytes, target)}
     arch = platform.machine().lower()
-    if _ALIASES.get(arch, arch) == target.arch and target.features <= targets.cpu_features():
+    same = _ALIASES.get(arch, arch) == target.arch and target.features <= targets.cpu_features()
+    if same and target.gpu is None:
         prepare = Workers().prepare
         services["kernel_timer"] = MachineKernelTimer(target, prepare)
         services["model_timer"] = MachineModelTimer(target, prepare, Step)

@@ -1,4 +1,4 @@
-"""Build a lowered module for a GPU: schedule what has no kernel of ours, compile, link in memory."""
+"""Build a lowered module for a GPU: schedule what has no kernel of ours, and compile."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ def compiling_by(compiler: Compiler) -> Iterator[None]:
 
 
 def compile_with_nvcc(source: str, gpu: Gpu, toolkit: Toolkit) -> bytes:
-    """Return machine code for a GPU together with PTX, from which drivers compile for later ones."""
+    """Return machine code for a GPU, and PTX from which drivers make code for later ones."""
     level = gpu.level
     with tempfile.TemporaryDirectory(prefix="qcompiler-") as scratch:
         code, binary = Path(scratch) / "kernels.cu", Path(scratch) / "kernels.fatbin"

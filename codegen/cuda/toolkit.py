@@ -54,14 +54,14 @@ def find_toolkit() -> Toolkit:
     if nvcc is None:
         raise UnsupportedError(
             "compiling for an NVIDIA GPU needs nvcc, and none is installed; "
-            f"install it with \"{INSTALL}\", or put a CUDA 13 toolkit's bin folder on PATH"
+            f'install it with "{INSTALL}", or put a CUDA 13 toolkit\'s bin folder on PATH'
         )
     found = (nvcc.parents[1] / folder / _CUDA_RUNTIME for folder in ("lib", "lib64"))
     runtime = next((p for p in found if p.is_file()), None)
     if runtime is None:
         raise UnsupportedError(
             f"{nvcc} has no {_CUDA_RUNTIME} beside it, so it is not of CUDA 13, which TVM's "
-            f"runtime is built for; install one that is with \"{INSTALL}\""
+            f'runtime is built for; install one that is with "{INSTALL}"'
         )
     return Toolkit(nvcc, runtime)
 
@@ -113,7 +113,8 @@ def load_tvm_runtime(toolkit: Toolkit) -> None:
 def tvm_cuda_library() -> Path:
     """Return the CUDA part of TVM's runtime, which travels with an artifact."""
     spec = importlib.util.find_spec("tvm")
-    assert spec is not None and spec.origin is not None
+    assert spec is not None
+    assert spec.origin is not None
     return Path(spec.origin).parent / "lib" / "libtvm_runtime_cuda.so"
 
 

@@ -21,8 +21,8 @@ class Speeds:
 class Gpu:
     """What code generation knows of a GPU.
 
-    `level` is the compute capability, 80 for 8.0. Machine code is for that one and later ones of the
-    same generation; the PTX beside it is for every later one.
+    `level` is the compute capability, 80 for 8.0. Machine code is for that one and later ones of
+    the same generation; the PTX beside it is for every later one.
     """
 
     level: int

@@ -33,8 +33,9 @@ _EXISTS, _CAPABILITY = 0, 4
 class Device(Protocol):
     """Memory that compiled functions work in."""
 
-    machine_arguments: tuple[int, ...]
-    """What TVM's virtual machine is told: device, its number and allocator, for each device."""
+    @property
+    def machine_arguments(self) -> tuple[int, ...]:
+        """What TVM's virtual machine is told: device, its number and allocator, for each device."""
 
     def upload(self, array: np.ndarray) -> Any:
         """Return a tensor with an array's numbers."""

@@ -47,11 +47,17 @@ def test_names_are_unique_and_found() -> None:
 def test_an_unknown_name_brings_the_nearest() -> None:
     with pytest.raises(UsageError, match=r"unknown target 'x86-64-v2'; did you mean 'x86-64-v3'\?"):
         find("x86-64-v2")
-    with pytest.raises(UsageError, match="known: native, x86-64-v3, x86-64-v4-vnni"):
+    with pytest.raises(
+        UsageError, match="known: cuda-sm80, cuda-sm90, native, x86-64-v3, x86-64-v4-vnni"
+    ):
         find("z80")
 
 
 def test_vectors_and_features_agree(target: Target) -> None:
+    if target.gpu is not None:
+        assert (target.lanes, target.features, target.dot) == (32, frozenset(), "mma")
+        assert target.tvm["arch"] == f"sm_{target.gpu.level}"
+        return
     assert target.lanes * 32 == target.vector_bits
     wide = {"avx512f", "avx512bw", "avx512vl"} <= target.features
     assert target.vector_bits == (512 if wide else 256)
@@ -62,6 +68,7 @@ def test_vectors_and_features_agree(target: Target) -> None:
 def test_schemes_are_patterns_of_schemes(target: Target) -> None:
     for pattern in target.schemes:
         known = ["w4a8", "w8a8", "w4a8g32", "w8a8g64", "w4a8g32z", "w4a8g64t"]
+        known += ["w4", "w8", "w4g32", "w8g128z", "w4z"] if target.gpu else []
         matches = fnmatch.filter(known, pattern)
         assert matches
         for scheme in matches:
@@ -71,6 +78,8 @@ def test_schemes_are_patterns_of_schemes(target: Target) -> None:
 @pytest.mark.tvm
 def test_llvm_may_use_no_more_than_the_features(target: Target) -> None:
     """An artifact checks `features` alone before it runs: code must not use anything else."""
+    if target.gpu is not None:
+        pytest.skip("machine code for a GPU is made by nvcc, not by LLVM")
     tvm = pytest.importorskip("tvm")
     from tvm.target import codegen
 

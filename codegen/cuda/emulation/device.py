@@ -10,6 +10,8 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
+import tvm
+
 from codegen.cuda.emulation.translate import to_cpp
 from codegen.cuda.toolkit import tvm_cuda_library
 from codegen.linker import find_linker
@@ -57,8 +59,9 @@ def _compile(source: Path, library: Path, options: list[str]) -> None:
 
 @cache
 def use_emulated_device() -> None:
-    """Make TVM's runtime in this process, which must not have met a GPU, run on the emulated one."""
+    """Make TVM's runtime in this process, which has not met a GPU yet, run on the emulated one."""
     folder = Path(tempfile.mkdtemp(prefix="qcompiler-emulation-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     load_driver(folder)
-    ctypes.CDLL(str(tvm_cuda_library()), ctypes.RTLD_GLOBAL)
+    if tvm.get_global_func("ffi.Module.create.cuda", allow_missing=True) is None:
+        ctypes.CDLL(str(tvm_cuda_library()), ctypes.RTLD_GLOBAL)

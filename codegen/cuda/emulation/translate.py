@@ -6,13 +6,15 @@ import re
 
 _ASM = re.compile(r'asm(?:\s+volatile)?\s*\(\s*"([^"]*)"\s*:([^:;]*):([^:;]*)\);')
 _OPERAND = re.compile(r'"[=+]?[a-z]"\s*\(((?:[^()]|\([^()]*\))*)\)')
-_KERNEL = re.compile(r'extern "C" __global__ void (?:__launch_bounds__\([^)]*\) )?(\w+)\(([^)]*)\) \{')
+_KERNEL = re.compile(
+    r'extern "C" __global__ void (?:__launch_bounds__\([^)]*\) )?(\w+)\(([^)]*)\) \{'
+)
 
 
 def to_cpp(source: str) -> str:
     """Return C++ with a function `<kernel>_emulated(grid, block, arguments)` for every kernel."""
     kernels = [_launcher(name, parameters) for name, parameters in _KERNEL.findall(source)]
-    # C++ wants `alignas` in front of `static`, which shared memory becomes; the attribute may follow.
+    # Shared memory becomes `static`, which C++ wants behind `alignas`; the attribute may follow.
     code = re.sub(r"alignas\((\d+)\)", r"__attribute__((aligned(\1)))", source)
     return "\n".join(["#include <cuda.h>", _ASM.sub(_instruction, code), *kernels])
 

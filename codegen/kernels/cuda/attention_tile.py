@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from tvm import tirx
 
@@ -145,7 +146,9 @@ class AttentionTile:
                 sync()
             self._add_values()
 
-    def finish(self, write: Callable[[Expr, Expr, Expr], None], valid: Callable[[Expr], Expr]) -> None:
+    def finish(
+        self, write: Callable[[Expr, Expr, Expr], None], valid: Callable[[Expr], Expr]
+    ) -> None:
         """Have write(row, feature, result) store the results of rows that are `valid`."""
         for i in range(self.own):
             row = bind(self.warp * self.own + i)
@@ -153,7 +156,7 @@ class AttentionTile:
             def row_results(i: int = i, row: Expr = row) -> None:
                 for part, feature, inside in self._features():
                     y = load(self.totals, self._place(i, part)) / load(self.sums, i)
-                    when(inside, lambda f=feature, y=y, row=row: write(row, f, y))
+                    when(inside, partial(write, row, feature, y))
 
             when(valid(row), row_results)
 
@@ -170,7 +173,7 @@ class AttentionTile:
             def row_results(i: int = i, row: Expr = row) -> None:
                 for part, feature, inside in self._features():
                     y = load(self.totals, self._place(i, part))
-                    when(inside, lambda f=feature, y=y, row=row: write(row, f, y))
+                    when(inside, partial(write, row, feature, y))
                 when(
                     self.lane.equal(0),
                     lambda: write_scale(row, load(self.largest, i), load(self.sums, i)),
@@ -245,7 +248,9 @@ class AttentionTile:
         with serial(KEYS) as j:
             for part, feature, _ in self._features():
                 # The last lanes read a feature again where d is no multiple of 32.
-                number = keep(load(self.values, j, tirx.min(feature, tirx.IntImm("int64", self.d - 1))))
+                number = keep(
+                    load(self.values, j, tirx.min(feature, tirx.IntImm("int64", self.d - 1)))
+                )
                 for i in range(self.own):
                     place = self._place(i, part)
                     weight = load(self.weights, bind(self.warp * self.own + i), j)

@@ -1,8 +1,8 @@
 """Causal attention with a cache, from queries, keys and values, or from a fused product.
 
-The first launch appends the new keys and values to the caches. A prompt's queries are then shared out
-among blocks, sixteen of a head to each. A single token's context is: each block has the query heads
-that share a key head and a part of the context, and a third launch combines the parts.
+The first launch appends the new keys and values to the caches. A prompt's queries are then shared
+out among blocks, sixteen of a head to each. A single token's context is: each block has the query
+heads that share a key head and a part of the context, and a third launch combines the parts.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ PART = 256
 class NewTokens:
     """Where the new tokens' queries, keys and values come from, feature by feature.
 
-    Each of query, key and value is a function of token, head and feature; `write` takes token, head,
-    feature and result.
+    Each of query, key and value is a function of token, head and feature; `write` takes token,
+    head, feature and result.
     """
 
     tokens: Expr
@@ -66,7 +66,7 @@ class NewTokens:
 
 
 def attention(spec: AttentionSpec, target: Target, rows: Rows) -> PrimFunc:
-    """q [1, s, h, d], k and v [1, s, hk, d], both caches [1, hk, c, r], position, ahead → out as q."""
+    """q [1, s, h, d], k, v [1, s, hk, d], both caches [1, hk, c, r], position → out as q."""
     with kernel("attention") as built:
         s = 1 if rows == "one" else size("s")
         heads = (1, s, spec.heads, spec.head_size)
@@ -87,7 +87,7 @@ def attention(spec: AttentionSpec, target: Target, rows: Rows) -> PrimFunc:
 
 
 def rope_attention(spec: RopeAttentionSpec, target: Target, rows: Rows) -> PrimFunc:
-    """qkv [1, s, (h + 2·hk)·d], cos, sin [1, s, r/2], both caches, position, ahead → [1, s, h·d]."""
+    """qkv [1, s, (h + 2·hk)·d], cos, sin [1, s, r/2], both caches, position → [1, s, h·d]."""
     shape = spec.attention
     heads, few, d = shape.heads, shape.kv_heads, shape.head_size
     with kernel("rope_attention") as built:

@@ -1,10 +1,12 @@
 """Products of many rows of floats and a float32 weight, in float32 arithmetic.
 
-A block has four warps, each of which computes a tile for the same rows; a lane has one output of the
-tile. Activations come by way of shared memory, where all lanes read the same number at once.
+A block has four warps, each of which computes a tile for the same rows; a lane has one output of
+the tile. Activations come by way of shared memory, where all lanes read the same number at once.
 """
 
 from __future__ import annotations
+
+from functools import partial
 
 from tvm import tirx
 from tvm.tirx import PrimFunc
@@ -56,7 +58,7 @@ def float_rows(spec: FloatProduct, target: Target) -> PrimFunc:
             for i in range(_ROWS * vectors):
                 store(sums, constant(0.0, "float32"), i)
 
-            def stage(item: Expr, start: Expr) -> None:
+            def stage(start: Expr, item: Expr) -> None:
                 place, k = bind(item // _SPAN), bind(item % _SPAN)
                 inside = tirx.And(first + place < rows, start + k < k_size)
                 when(
@@ -68,9 +70,7 @@ def float_rows(spec: FloatProduct, target: Target) -> PrimFunc:
             with serial(ceil_div(k_size, _SPAN)) as span:
                 start = bind(span * _SPAN)
                 sync()
-                strided(
-                    _SPAN * _ROWS, thread, _WARPS * WARP, lambda i, start=start: stage(i, start)
-                )
+                strided(_SPAN * _ROWS, thread, _WARPS * WARP, partial(stage, start))
                 sync()
                 with serial(_SPAN) as k:
                     # The last inputs are read again behind the last, and meet zeros.
@@ -90,7 +90,7 @@ def float_rows(spec: FloatProduct, target: Target) -> PrimFunc:
 
             def finish_all() -> None:
                 for i in range(_ROWS):
-                    when(first + i < rows, lambda i=i: finish(i))
+                    when(first + i < rows, partial(finish, i))
 
             when(tirx.And(wanted < packing.tiles, index < packing.outputs), finish_all)
     return built.get()

@@ -15,14 +15,12 @@ from codegen.kernels.builder import (
     Buffer,
     Expr,
     bind,
-    cast,
     ceil_div,
     constant,
     load,
     low_bits,
     reinterpret,
     shift_right,
-    splat,
     store,
     when,
 )
@@ -133,7 +131,7 @@ class Fragments(ABC):
         blocks: int,
         uneven: bool,
     ) -> None:
-        """Multiply up to 32 inputs from `offset` of the span at `start` on, all rows and outputs."""
+        """Multiply up to 32 inputs, from `offset` of the span at `start` on."""
         weight, packing = self.weight, self.weight.packing
         vectors = packing.vectors
         chunk = bind(lane % 4)
@@ -187,7 +185,8 @@ class Fragments(ABC):
                 b = self._unpack(given, output, zeros[output])
                 for block in range(blocks):
                     place = ((block * vectors + vector) * 4 + output) * 4
-                    self._multiply(sums, place, *activations[block], b)
+                    low, high = activations[block]
+                    self._multiply(sums, place, low, high, b)
 
     def _stride_of(self, staged: Buffer, blocks: int) -> int:
         return int(staged.ty.shape[0]) // (16 * blocks)
@@ -274,6 +273,3 @@ class Halves(Fragments):
     ) -> None:
         for i in (0, 2):
             mma_halves(sums, place, [low[i], high[i], low[i + 1], high[i + 1]], b[i : i + 2])
-
-
-__all__ = ["CHUNK", "Bytes", "Fragments", "Halves", "cast", "splat"]

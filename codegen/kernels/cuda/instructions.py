@@ -14,7 +14,7 @@ from tvm.backend.cuda.op import cuda_func_call
 from tvm.script.ir_builder import tirx as script
 
 from codegen.kernels.builder import Buffer, Expr, bind, lane, lanes_of, load
-from codegen.kernels.cuda.threads import call, int32, uint
+from codegen.kernels.cuda.threads import call, int32
 
 
 def dot_bytes(signed: Expr, unsigned: Expr, total: Expr) -> Expr:
@@ -104,9 +104,7 @@ __forceinline__ __device__ int qc_float_to_half(float value) {
 
 def two_halves(low: Expr, high: Expr) -> Expr:
     """Round two numbers to float16 and put them side by side in an int32."""
-    return cuda_func_call(
-        "qc_two_halves", low, high, source_code=_TWO_HALVES, return_type="int32"
-    )
+    return cuda_func_call("qc_two_halves", low, high, source_code=_TWO_HALVES, return_type="int32")
 
 
 _TWO_HALVES = """
@@ -151,19 +149,3 @@ def words(value: Expr) -> list[Expr]:
     """Return the numbers of a vector that has been loaded."""
     value = script.bind(value)  # not `bind`, which would put a vector into memory
     return [bind(lane(value, i)) for i in range(lanes_of(value))]
-
-
-__all__ = [
-    "dot_bytes",
-    "float_to_half",
-    "fma",
-    "half_to_float",
-    "mma_bytes",
-    "mma_halves",
-    "pick_bytes",
-    "round_to_int",
-    "subtract_halves",
-    "two_halves",
-    "uint",
-    "words",
-]

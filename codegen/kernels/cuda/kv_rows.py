@@ -26,7 +26,7 @@ from codegen.kernels.builder import (
     store,
     when,
 )
-from codegen.kernels.cuda.instructions import fma, float_to_half, half_to_float, round_to_int
+from codegen.kernels.cuda.instructions import float_to_half, fma, half_to_float, round_to_int
 from codegen.kernels.cuda.threads import (
     WARP,
     int32,
@@ -101,9 +101,7 @@ class SharedRow:
         inverse = keep(select(top > 0.0, one / top * most, constant(0.0, "float32")))
         scale = keep(top / most)
 
-        self._replace(
-            lambda x: cast(round_to_int(x * inverse), "float32") * scale, 0, self.d, lane
-        )
+        self._replace(lambda x: cast(round_to_int(x * inverse), "float32") * scale, 0, self.d, lane)
 
     def _replace(
         self, function: Callable[[Expr], Expr], first: Expr | int, count: int, lane: Expr
@@ -113,9 +111,7 @@ class SharedRow:
         All are read before one is written: TVM does not see that threads keep to their own.
         """
         kept = registers(ceil_div(count, WARP))
-        strided(
-            count, lane, WARP, lambda i: store(kept, function(self.load(first + i)), i // WARP)
-        )
+        strided(count, lane, WARP, lambda i: store(kept, function(self.load(first + i)), i // WARP))
         sync()
         strided(count, lane, WARP, lambda i: self.store(load(kept, i // WARP), first + i))
         sync()
@@ -136,7 +132,9 @@ class SharedRow:
         )
         return warp_reduce(load(found, 0), combine)
 
-    def write_to(self, cache: Buffer, at: tuple[Expr, ...], form: KvFormat | None, lane: Expr) -> None:
+    def write_to(
+        self, cache: Buffer, at: tuple[Expr, ...], form: KvFormat | None, lane: Expr
+    ) -> None:
         """Write the row into a cache's row, in the cache's format; the row is used up."""
         if form is None:
             strided(self.d, lane, WARP, lambda i: store(cache, self.load(i), *at, i))
@@ -146,9 +144,7 @@ class SharedRow:
         with serial(groups) as group:
             first = bind(group * size)
             if form.bits == 8:
-                top = self._reduce(
-                    lambda i: tirx.abs(self.load(i)), larger, 0.0, first, size, lane
-                )
+                top = self._reduce(lambda i: tirx.abs(self.load(i)), larger, 0.0, first, size, lane)
                 scale = self._half(top / constant(127.0, "float32"))
                 least = None
             else:
@@ -182,7 +178,9 @@ class SharedRow:
         least = constant(-_LARGEST, "float32")
         return keep(float_to_half(tirx.max(tirx.min(value, most), least)))
 
-    def _store_half(self, cache: Buffer, at: tuple[Expr, ...], place: Expr, bits: Expr, lane: Expr) -> None:
+    def _store_half(
+        self, cache: Buffer, at: tuple[Expr, ...], place: Expr, bits: Expr, lane: Expr
+    ) -> None:
         """Store two bytes: rows need not begin at even addresses."""
 
         def byte(i: Expr) -> None:
@@ -191,7 +189,9 @@ class SharedRow:
 
         when(lane < 2, lambda: byte(lane))
 
-    def _to_codes(self, scale: Expr, least: Expr | None, first: Expr, size: int, lane: Expr) -> None:
+    def _to_codes(
+        self, scale: Expr, least: Expr | None, first: Expr, size: int, lane: Expr
+    ) -> None:
         """Put the codes of a group in place of its numbers."""
         wide = keep(half_to_float(scale))
         zero, one = constant(0.0, "float32"), constant(1.0, "float32")

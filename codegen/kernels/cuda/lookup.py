@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from tvm import tirx
 from tvm.tirx import PrimFunc
 
 from codegen.kernels.builder import (
+    Buffer,
     Expr,
     argument,
     bind,
     cast,
-    ceil_div,
     constant,
     kernel,
     load,
@@ -98,8 +100,11 @@ def rotary(spec: RotarySpec, target: Target) -> PrimFunc:
     return built.get()
 
 
-def rotated(read, cos, sin, feature: Expr, spec: RotarySpec) -> Expr:  # type: ignore[no-untyped-def]
-    """Return a feature of a head that `read` yields, turned by angles that `cos` and `sin` yield."""
+Read = Callable[[Expr], Expr]
+
+
+def rotated(read: Read, cos: Read, sin: Read, feature: Expr, spec: RotarySpec) -> Expr:
+    """Return a feature of a head that `read` yields, turned by angles that the others yield."""
     half = spec.rotated // 2
     if spec.interleaved:
         pair, second = bind(feature // 2), (feature % 2).equal(1)
@@ -119,7 +124,9 @@ def rotated(read, cos, sin, feature: Expr, spec: RotarySpec) -> Expr:  # type: i
     return load(result, 0)
 
 
-def _turn(read, cos, sin, feature, pair, other, second) -> Expr:  # type: ignore[no-untyped-def]
+def _turn(
+    read: Read, cos: Read, sin: Read, feature: Expr, pair: Expr, other: Expr, second: Expr
+) -> Expr:
     mine, theirs = keep(read(feature)), keep(read(bind(other)))
     c, s = keep(cos(pair)), keep(sin(pair))
     # a·cos − b·sin for the first of a pair, b·cos + a·sin for the second.
@@ -143,7 +150,9 @@ def top_k(spec: TopKSpec, target: Target, rows: Rows) -> PrimFunc:
     return built.get()
 
 
-def _largest_few(spec: TopKSpec, x, values, places, row: Expr, n: Expr) -> None:  # type: ignore[no-untyped-def]
+def _largest_few(
+    spec: TopKSpec, x: Buffer, values: Buffer, places: Buffer, row: Expr, n: Expr
+) -> None:
     last, best = registers(1, spec.dtype), registers(1, spec.dtype)
     last_place, best_place = registers(1, "int64"), registers(1, "int64")
     store(last, spec.summit(), 0)
@@ -168,6 +177,3 @@ def _largest_few(spec: TopKSpec, x, values, places, row: Expr, n: Expr) -> None:
         store(last_place, place, 0)
         store(values, load(x, row, place), row, rank)
         store(places, place, row, rank)
-
-
-

@@ -1,14 +1,14 @@
-"""Products of many rows on tensor cores: of int8 codes, or of float16 numbers for float activations.
+"""Products of many rows on tensor cores: int8 codes, or float16 for activations that are floats.
 
 A block has four warps. Each computes one tile of outputs for the same `BLOCK` rows of activations,
 whose part of a *span* of inputs lies in shared memory. Weights go from global memory straight into
 the fragments of `mma`: they are read once for each block of rows, sixteen bytes at a time.
 
 The order of inputs within a product of 32, and of outputs within a tile, is free as long as both
-operands agree. Thread q of the four that share a fragment's row takes the inputs 8q to 8q + 7 of 32,
-which one word of 4-bit codes holds; column c of fragment j is output 4c + j of the tile, which is word
-j of sixteen bytes. So a thread ends up with eight outputs that follow each other, of each of its rows.
-"""  # noqa: E501
+operands agree. Thread q of the four that share a fragment's row takes inputs 8q to 8q + 7 of 32,
+which one word of 4-bit codes holds; column c of fragment j is output 4c + j of the tile, which is
+word j of sixteen bytes. So a thread ends up with eight outputs in a row, of each of its rows.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from codegen.kernels.cuda.epilogue import Output
 from codegen.kernels.cuda.fragments import Bytes, Fragments, Halves
 from codegen.kernels.cuda.instructions import fma
 from codegen.kernels.cuda.one_row import FloatProduct
-from codegen.kernels.cuda.threads import WARP, int32, keep, launch, registers, sync
+from codegen.kernels.cuda.threads import WARP, keep, launch, registers, sync
 from codegen.kernels.cuda.weight_rows import PackedWeight
 from codegen.kernels.quantized_operands import QuantizedMatmul
 from codegen.packing import Packing
@@ -306,6 +306,3 @@ def _finish(
     for block in range(blocks):
         for half in range(2):
             one(block, half)
-
-
-__all__ = ["Spans", "half_rows", "int32", "integer_rows"]

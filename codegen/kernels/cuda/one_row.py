@@ -1,14 +1,15 @@
 """Products of one row, as decoding needs them: as fast as the weight can be read.
 
 A block computes a tile. Its warps share out the tile's rows: each reads 512 bytes that follow each
-other at a time, four rows of 32 outputs, so that lane l has the outputs 4 (l mod 8) to 4 (l mod 8) + 3
-of row l / 8. Codes are unpacked in registers. At the end the sums of lanes and warps are added.
-"""  # noqa: E501
+other at a time, four rows of 32 outputs, so that lane l has four outputs, from 4 (l mod 8) on, of
+row l / 8. Codes are unpacked in registers. At the end the sums of lanes and warps are added.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 from tvm import tirx
 from tvm.tirx import PrimFunc
@@ -60,13 +61,11 @@ _MAGIC = 0x4B000000  # as a float, 2²³: a byte in its lowest bits is added to 
 
 
 def integer_row(spec: QuantizedMatmul, target: Target) -> PrimFunc:
-    """Build the product of one row of int8 codes; arguments as `codegen.kernels.quantized_matmul`."""
+    """Build the product of one row of int8 codes; arguments as in `quantized_matmul`."""
     packing = spec.packing
     with kernel("integer_row") as built:
         codes = argument("codes", (1, packing.padded_k), "int8")
-        scales = argument(
-            "scales", (1, packing.groups if spec.scale_per_group else 1), "float32"
-        )
+        scales = argument("scales", (1, packing.groups if spec.scale_per_group else 1), "float32")
         argument("sums", (1, packing.groups), "int32")
         weight = PackedWeight.arguments(packing)
         output = Output.arguments(packing, spec.epilogue, 1)
@@ -138,8 +137,7 @@ def float_row(spec: FloatProduct, target: Target) -> PrimFunc:
     """Build x [1, k] float32 times packed codes or float32 numbers, with what follows.
 
     Arguments: x, then the weight as `codegen.packing` lays it out, bias [n] and residual
-    [1, outputs] if asked for, out [1, outputs]. Codes are exact in float32, and so are the products'
-    factors: the weight is used as it is, in float32 arithmetic.
+    [1, outputs] if asked for, out [1, outputs]. All arithmetic is float32; codes are exact in it.
     """
     packing = spec.packing
     with kernel("float_row") as built:
@@ -176,9 +174,7 @@ def _numbers_of(x: Buffer, row: Expr, inputs: int, k: int) -> list[Expr]:
         return [number for part in parts for number in words(part)]
     zero = constant(0.0, "float32")
     place = [tirx.min(first + i, tirx.IntImm("int64", k - 1)) for i in range(inputs)]
-    return [
-        keep(select(first + i < k, load(x, 0, place[i]), zero)) for i in range(inputs)
-    ]
+    return [keep(select(first + i < k, load(x, 0, place[i]), zero)) for i in range(inputs)]
 
 
 def _dequantized_dot(word: Expr, numbers: list[Expr], zero: Expr, bits: int) -> Expr:
@@ -236,26 +232,24 @@ def _emit(weight: PackedWeight, output: Output, dtype: str, add: Add, finish: Fi
             if (i + 1) * stride <= rest:
                 take([row])
             else:
-                when(row < rows, lambda row=row: take([row]))
+                when(row < rows, partial(take, [row]))
         # Lanes with the same outputs are 8 apart; warps leave their sums to the first.
-        partial = shared((warps, packing.vectors * WARP), dtype)
+        left = shared((warps, packing.vectors * WARP), dtype)
         for i in range(count):
             vector, place = divmod(i, QUAD)
             total = warp_reduce(load(sums, i), plus, first=8)
             when(
                 lane < 8,
-                lambda total=total, vector=vector, place=place: store(
-                    partial, total, warp, vector * WARP + quad * QUAD + place
-                ),
+                partial(store, left, total, warp, vector * WARP + quad * QUAD + place),
             )
         sync()
 
         def complete() -> None:
             totals = []
             for vector in range(packing.vectors):
-                total = load(partial, 0, vector * WARP + thread)
+                total = load(left, 0, vector * WARP + thread)
                 for other in range(1, warps):
-                    total = total + load(partial, other, vector * WARP + thread)
+                    total = total + load(left, other, vector * WARP + thread)
                 totals.append(keep(total))
             index = bind(tile * WARP + thread)
             y = output.finished(finish(totals, tile, thread), 0, index)

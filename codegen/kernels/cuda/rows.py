@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from tvm import tirx
 from tvm.tirx import PrimFunc
 from tvm.tirx.op import sqrt
 
 from codegen.kernels.builder import (
-    Buffer,
     Expr,
     argument,
     bind,
@@ -116,9 +116,7 @@ def _normalized(
         return x * x
 
     squares = _sum(square, spec.k, thread, threads)
-    factor = keep(
-        constant(1.0, "float32") / sqrt(squares / length + constant(spec.eps, "float32"))
-    )
+    factor = keep(constant(1.0, "float32") / sqrt(squares / length + constant(spec.eps, "float32")))
 
     def result(i: Expr) -> Expr:
         y = centred(i) * factor
@@ -164,7 +162,7 @@ def _quantize(
             lambda group, first, count, crew: _group(read, first, count, out, row, group, crew),
         )
     for place in range(spec.k, spec.padded_k):
-        when(thread.equal(place - spec.k), lambda place=place: store(out.codes, _zero(), row, place))
+        when(thread.equal(place - spec.k), partial(store, out.codes, _zero(), row, place))
 
 
 def _zero() -> Expr:
@@ -223,9 +221,7 @@ def _per_group(spec: QuantizeSpec, thread: Expr, threads: int, body: Body) -> No
 def _largest(read: Read, first: Expr, count: int, crew: _Crew) -> Expr:
     top = registers(1)
     store(top, constant(0.0, "float32"), 0)
-    crew.each(
-        count, lambda i: store(top, tirx.max(load(top, 0), tirx.abs(read(first + i))), 0)
-    )
+    crew.each(count, lambda i: store(top, tirx.max(load(top, 0), tirx.abs(read(first + i))), 0))
     return crew.reduce(load(top, 0), larger)
 
 
@@ -275,7 +271,9 @@ def _codes(
     def one(i: Expr) -> None:
         steps = keep(read(first + i) * inverse)
         if out.static is not None:  # else the largest one gives 127
-            steps = keep(tirx.max(tirx.min(steps, constant(127.0, "float32")), constant(-127.0, "float32")))
+            steps = keep(
+                tirx.max(tirx.min(steps, constant(127.0, "float32")), constant(-127.0, "float32"))
+            )
         code = keep(round_to_int(steps))
         store(total, load(total, 0) + code, 0)
         store(out.codes, cast(code, "int8"), row, first + i)
@@ -283,6 +281,3 @@ def _codes(
     crew.each(count, one)
     found = crew.reduce(load(total, 0), plus)
     crew.first(lambda: store(out.sums, found, row, group))
-
-
-

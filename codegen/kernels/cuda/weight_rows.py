@@ -11,8 +11,16 @@ from dataclasses import dataclass
 
 from tvm import tirx
 
-from codegen.kernels.builder import Buffer, Expr, argument, cast, load, low_bits, reinterpret
-from codegen.kernels.builder import shift_right
+from codegen.kernels.builder import (
+    Buffer,
+    Expr,
+    argument,
+    cast,
+    load,
+    low_bits,
+    reinterpret,
+    shift_right,
+)
 from codegen.kernels.cuda.instructions import half_to_float, words
 from codegen.kernels.cuda.threads import WARP, int32
 from codegen.kernels.quantized_operands import LOW_HALVES
