@@ -12,7 +12,7 @@ import torch
 
 from qcompiler.core.artifact import TargetFacts
 from qcompiler.core.errors import ArtifactError
-from qcompiler.runtime import device
+from qcompiler.runtime import LanguageModel, device
 from qcompiler.runtime.device import Processor, open_device
 
 # A process has one CUDA driver, and the emulated one must be there before TVM is loaded.
@@ -54,6 +54,7 @@ def python(code: str, *arguments: object) -> None:
 
 @pytest.mark.slow
 @pytest.mark.tvm
+@pytest.mark.timeout(600)
 def test_an_artifact_on_the_emulated_gpu(tmp_path: Path) -> None:
     import qcompiler
     from tests.families import tiny_model
@@ -63,7 +64,7 @@ def test_an_artifact_on_the_emulated_gpu(tmp_path: Path) -> None:
     python(BUILD, folder, tmp_path / "gpu.qc")
     python(RUN, tmp_path / "gpu.qc", tmp_path / "rows.npy", tmp_path)
     model = qcompiler.compile(folder, pipeline="w4a8").load()
-    assert isinstance(model, qcompiler.LanguageModel)
+    assert isinstance(model, LanguageModel)
     expected = model.logits(np.arange(3, 12))[5:]
     actual = np.load(tmp_path / "rows.npy")
     error = np.square(expected - actual).sum() / np.square(expected).sum()

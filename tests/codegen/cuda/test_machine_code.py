@@ -1,4 +1,4 @@
-"""What nvcc makes of the kernels: tensor cores, wide loads, registers that suffice, and PTX beside."""
+"""What nvcc makes of kernels: tensor cores, wide loads, registers that suffice, PTX beside."""
 
 from __future__ import annotations
 
