@@ -37,7 +37,6 @@ def answers(model: Any, caches: list[torch.Tensor]) -> torch.Tensor:
         pytest.param("llama", "float", 100, 100, marks=pytest.mark.slow),
         pytest.param("gpt2", "w8a8", 30, 100, marks=pytest.mark.slow),
         pytest.param("qwen3_moe", "w4a8g64t", 30, 100, marks=pytest.mark.slow),
-        pytest.param("gemma2", "w8a8g32", 30, 100, marks=pytest.mark.slow),
     ],
 )
 def test_a_family(

@@ -26,7 +26,7 @@ SPECS = {
     "wide": AttentionSpec(heads=2, kv_heads=2, head_size=256, scale=0.06),
     "window": AttentionSpec(heads=4, kv_heads=2, head_size=40, scale=0.1, window=270),
 }
-FORMATS = ["kv8", "kv8r", "kv8g16", "kv4", "kv4g32r"]
+FORMATS = ["kv8r", "kv8g16", "kv4g32r"]
 
 
 def _caches(spec, context, position):

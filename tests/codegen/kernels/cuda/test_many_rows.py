@@ -19,20 +19,16 @@ pytestmark = pytest.mark.tvm
         ("w4a8g128", 64, 320),
         ("w4a8g256", 32, 520),
         ("w4a8g32z", 72, 100),
-        ("w4a8g64t", 40, 200),
-        ("w4a8g24", 40, 104),
-        ("w4a8g8", 33, 72),
+        ("w4a8g24t", 40, 104),
         ("w4a8", 33, 300),
-        ("w8a8", 100, 330),
         ("w8a8z", 50, 77),
-        ("w8a8g32", 130, 96),
-        ("w8a8g128z", 64, 200),
+        ("w8a8g128z", 130, 200),
     ],
 )
 def test_products_of_codes(scheme, n, k, target, run_kernel, product_of):
     product = product_of(scheme, n, k)
     function = run_kernel(integer_rows(product.spec, target))
-    for m in (1, 17, 70):
+    for m in (5, 70):
         expected, actual = product.run(function, m)
         assert reference.sqnr(expected, actual) > 110
 
@@ -42,9 +38,7 @@ def test_products_of_codes(scheme, n, k, target, run_kernel, product_of):
     [
         ("w4g32", 96, 288),
         ("w4g128z", 70, 333),
-        ("w4", 40, 200),
         ("w8", 64, 130),
-        ("w8g32", 40, 96),
         ("w8z", 40, 90),
     ],
 )
@@ -69,7 +63,7 @@ def test_epilogues(activation, gated, n, target, run_kernel, product_of):
         assert reference.sqnr(expected, actual) > 110
 
 
-@pytest.mark.parametrize("scheme", ["w4a8g32", "w4a8g32z", "w8a8g32z", "w8a8"])
+@pytest.mark.parametrize("scheme", ["w4a8g32", "w8a8g32z"])
 def test_integer_sums_are_exact_at_the_extremes(scheme, target, run_kernel, product_of):
     product = product_of(scheme, 48, 200)
     low, high = product.scheme.weight.code_range
