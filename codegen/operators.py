@@ -7,11 +7,12 @@ from typing import Any
 from codegen.lowerings.arguments import Lowering
 from codegen.lowerings.attention import attention, dense_attention, rope_attention, rotary
 from codegen.lowerings.norms import norm, norm_quantize, quantize
-from codegen.lowerings.products import embedding, linear, quantized_matmul
+from codegen.lowerings.products import embedding, linear, quantized_linear, quantized_matmul
 from qcompiler.core import ops
 
 OPERATORS: dict[Any, Lowering] = {
     ops.linear: linear,
+    ops.quantized_linear: quantized_linear,
     ops.quantized_matmul: quantized_matmul,
     ops.embedding: embedding,
     ops.quantized_embedding: embedding,

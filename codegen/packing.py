@@ -115,9 +115,19 @@ class Packing:
         return _aligned(self.tiles * self.rows_per_tile * self.groups)
 
 
-def float_packing(n: int, k: int, *, lanes: int, threads: int = 2, gated: bool = False) -> Packing:
+def float_packing(
+    n: int,
+    k: int,
+    *,
+    lanes: int,
+    threads: int = 2,
+    gated: bool = False,
+    most_vectors: int = _MOST_VECTORS,
+) -> Packing:
     """Choose the layout of a float weight."""
-    vectors = choose_vectors(n // 2 if gated else n, lanes=lanes, threads=threads, gated=gated)
+    vectors = choose_vectors(
+        n // 2 if gated else n, lanes=lanes, threads=threads, gated=gated, most=most_vectors
+    )
     return Packing(n=n, k=k, bits=32, group=k, gated=gated, lanes=lanes, vectors=vectors)
 
 
@@ -131,6 +141,7 @@ def code_packing(
     gated: bool = False,
     signed: bool = False,
     widen: bool = False,
+    most_vectors: int = _MOST_VECTORS,
 ) -> Packing:
     """Choose the layout of a quantised weight.
 
@@ -142,6 +153,7 @@ def code_packing(
             f"weights of {form.bits} bits have no packing of their own and would take 8 bits each; "
             "use 4 or 8 bits, or allow widening"
         )
+    outputs = n // 2 if gated else n
     return Packing(
         n=n,
         k=k,
@@ -151,14 +163,19 @@ def code_packing(
         gated=gated,
         signed=signed,
         lanes=lanes,
-        vectors=choose_vectors(n // 2 if gated else n, lanes=lanes, threads=threads, gated=gated),
+        vectors=choose_vectors(
+            outputs, lanes=lanes, threads=threads, gated=gated, most=most_vectors
+        ),
     )
 
 
-def choose_vectors(outputs: int, *, lanes: int, threads: int, gated: bool = False) -> int:
+def choose_vectors(
+    outputs: int, *, lanes: int, threads: int, gated: bool = False, most: int = _MOST_VECTORS
+) -> int:
     """Choose a tile's width: the widest whose tiles keep all threads equally busy.
 
-    Wide tiles make long runs of memory and reuse each activation more often.
+    Wide tiles make long runs of memory and reuse each activation more often. A gated tile has at
+    least two vectors, whatever `most` says.
 
     >>> [choose_vectors(n, lanes=16, threads=2) for n in (576, 960, 3072, 49152)]
     [2, 2, 4, 4]
@@ -169,7 +186,8 @@ def choose_vectors(outputs: int, *, lanes: int, threads: int, gated: bool = Fals
         width = vectors * lanes // (2 if gated else 1)
         return -(-outputs // (width * threads)) * width
 
-    choices = [v for v in (_MOST_VECTORS, 2, 1) if v > 1 or not gated]
+    most = max(most, 2) if gated else most
+    choices = [v for v in (4, 2, 1) if v <= most and (v > 1 or not gated)]
     least = min(work(v) for v in choices)
     return next(v for v in choices if work(v) <= 1.02 * least)
 

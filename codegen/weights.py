@@ -18,6 +18,7 @@ from qcompiler.core.target import Target
 
 MATRIX_ARGUMENT: dict[Any, int] = {
     ops.linear: 1,
+    ops.quantized_linear: 1,
     ops.embedding: 1,
     ops.quantized_embedding: 1,
     ops.quantized_matmul: 2,
@@ -86,7 +87,13 @@ class PackedWeights:
         n, k = self._program.weights.shape(name)
         stored = self._program.weights.format(name)
         if stored is None:
-            packing = float_packing(n, k, lanes=self._target.lanes, gated=gated)
+            packing = float_packing(
+                n,
+                k,
+                lanes=self._target.lanes,
+                gated=gated,
+                most_vectors=self._target.tile_vectors,
+            )
             parts = [("weights", "float32", packing.code_bytes // 4)]
         else:
             packing = code_packing(
@@ -97,6 +104,7 @@ class PackedWeights:
                 gated=gated,
                 signed=self._target.signed_bytes,
                 widen=self._widen,
+                most_vectors=self._target.tile_vectors,
             )
             parts = [
                 ("codes", "uint8", packing.code_bytes),

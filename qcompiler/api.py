@@ -14,6 +14,7 @@ from typing import Any
 from torch import nn
 from torch.export import ExportedProgram
 
+from codegen.cuda.toolkit import find_toolkit
 from codegen.interrupt import interruptible
 from codegen.linker import find_linker
 from codegen.lower import lower
@@ -140,6 +141,8 @@ def compile(
     )
     check_max_ram(max_ram)
     find_linker(machine.arch)
+    if machine.gpu is not None:
+        find_toolkit()
     if not has_library(RUNTIME, machine.arch):
         with progress.step(f"download {RUNTIME.name} for {machine.arch}"):
             runtime_library(machine.arch)

@@ -14,9 +14,8 @@ import torch
 from tokenizers import Tokenizer
 
 import qcompiler
-from codegen.build import Compiled, build
+from codegen.build import Compiled, build, runtime_libraries
 from codegen.lower import Lowered
-from codegen.runtime_libraries import runtime_library
 from qcompiler.core import ops
 from qcompiler.core.artifact import (
     CacheSpec,
@@ -34,8 +33,6 @@ from qcompiler.core.program import ModelInfo, Program
 from qcompiler.core.target import Target
 from qcompiler.report.content import PAGE, REPORT, TIMES, encode, parse
 from qcompiler.report.page import render
-
-RUNTIME_LIBRARY = "lib/libtvm_runtime.so"
 
 SCRATCH_BYTES = 32 << 20
 """Space for object files and the library they are linked to; those of large models take a tenth."""
@@ -84,7 +81,7 @@ def assemble(
             report = report | {"notes": notes | {"build": list(compiled.notes)}}
         files: dict[str, bytes | Path] = {
             "model.so": library,
-            RUNTIME_LIBRARY: runtime_library(target.arch),
+            **{f"lib/{path.name}": path for path in runtime_libraries(target)},
             REPORT: encode(report),
         }
         if program.info.tokenizer_json is not None:
@@ -131,7 +128,10 @@ def _manifest(
             special_tokens=_special_tokens(info),
         ),
         target=TargetFacts(
-            name=target.name, arch=target.arch, features=tuple(sorted(target.features))
+            name=target.name,
+            arch=target.arch,
+            features=tuple(sorted(target.features)),
+            compute_capability=0 if target.gpu is None else target.gpu.level,
         ),
         pipeline=tuple(pipeline),
         plan={name: str(scheme) for name, scheme in program.plan.items()},

@@ -19,7 +19,8 @@ def cost_services(target: Target) -> dict[str, Any]:
     There are timers only where this machine can run the target's code.
     """
     services: dict[str, Any] = {"packed_bytes": partial(packed_bytes, target)}
-    if host_arch() == target.arch and target.features <= targets.cpu_features():
+    same = host_arch() == target.arch and target.features <= targets.cpu_features()
+    if same and target.gpu is None:
         prepare = Workers().prepare
         services["kernel_timer"] = MachineKernelTimer(target, prepare)
         services["model_timer"] = MachineModelTimer(target, prepare, Step)

@@ -6,12 +6,20 @@ from qcompiler.core.errors import UsageError, suggest
 from qcompiler.core.target import Target
 from targets.aarch64_dotprod import AARCH64_DOTPROD
 from targets.aarch64_i8mm import AARCH64_I8MM
+from targets.cuda import CUDA_SM80, CUDA_SM90
 from targets.native import best, cpu_features
 from targets.x86_64_v3 import X86_64_V3
 from targets.x86_64_v4_vnni import X86_64_V4_VNNI
 
-TARGETS: tuple[Target, ...] = (X86_64_V4_VNNI, X86_64_V3, AARCH64_I8MM, AARCH64_DOTPROD)
-"""Every target, of those for one architecture the most capable first."""
+TARGETS: tuple[Target, ...] = (
+    X86_64_V4_VNNI,
+    X86_64_V3,
+    AARCH64_I8MM,
+    AARCH64_DOTPROD,
+    CUDA_SM80,
+    CUDA_SM90,
+)
+"""Every target; of those for one kind of machine, the most capable first."""
 
 NATIVE = "native"
 """The name that stands for the best target the machine at hand can run."""

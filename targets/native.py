@@ -30,16 +30,17 @@ def cpu_features(cpuinfo: Path = CPUINFO) -> frozenset[str]:
 
 
 def best(targets: Sequence[Target], features: frozenset[str]) -> Target:
-    """Return the first of `targets` whose instruction sets are all among `features`.
+    """Return the first of `targets` whose instruction sets are all among `features`; no GPU is.
 
     Raises UnsupportedError, which says what the nearest one lacks.
     """
-    for target in targets:
+    processors = [target for target in targets if target.gpu is None]
+    for target in processors:
         if target.features <= features:
             return target
     names = ", ".join(sorted(target.name for target in targets))
     advice = f"to compile for another machine, name its target: {names}"
-    alike = [target for target in targets if target.arch == host_arch()]
+    alike = [target for target in processors if target.arch == host_arch()]
     if not alike:
         raise UnsupportedError(
             f"this {host_arch() or 'unknown'} machine runs none of the targets; {advice}"

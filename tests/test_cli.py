@@ -607,6 +607,7 @@ def test_targets_say_where_they_run(
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
     assert "native" in lines["x86-64-v3"]
     assert "no: lacks avx512_vnni avx512bw avx512cd avx512dq avx512vl" in lines["x86-64-v4-vnni"]
+    assert "with a GPU of compute capability 8.0 or more" in lines["cuda-sm80"]
 
 
 def test_pipelines_are_listed_with_their_passes(capsys: pytest.CaptureFixture[str]) -> None:

@@ -184,7 +184,7 @@ def test_the_wheel_holds_all_packages_and_their_data(wheel: zipfile.ZipFile) -> 
         str(file.relative_to(ROOT))
         for package in PACKAGES
         for file in (ROOT / package).rglob("*")
-        if file.suffix in {".py", ".toml", ".html", ".cc", ".h", ".md", ".txt"}
+        if file.suffix in {".py", ".toml", ".html", ".cc", ".h", ".hpp", ".md", ".txt"}
     }
     assert source <= names
     assert {f"passes/presets/{name}.toml" for name in preset_names()} <= names

@@ -26,7 +26,7 @@ def attention(f: FunctionLowering, node: fx.Node) -> Value:
     spec = _attention_spec(node, heads, head_size, caches, ahead)
     (out,) = f.kernel(
         ("attention", spec, rows),
-        lambda: cached.attention(spec, f.target, rows),
+        lambda: f.kernel_set.attention(spec, f.target, rows),
         f"attention_{rows}",
         [*(f.shaped(t) for t in (q, k, v, *caches)), *ahead],
         [(q.shape, "float32")],
@@ -41,6 +41,8 @@ def _read_next(f: FunctionLowering, node: fx.Node) -> list[relax.Var]:
     Attention of one token computes for longer than it reads, and can ask for them meanwhile.
     """
     found: list[relax.Var] = []
+    if not f.kernel_set.asks_ahead:
+        return found
     following = node.next
     while following.op != "output" and len(found) < 2:
         if following.target is ops.quantized_matmul:
@@ -92,7 +94,7 @@ def rope_attention(f: FunctionLowering, node: fx.Node) -> Value:
     shape = (*qkv.shape[:2], heads * spec.attention.head_size)
     (out,) = f.kernel(
         ("rope_attention", spec, rows),
-        lambda: fused.rope_attention(spec, f.target, rows),
+        lambda: f.kernel_set.rope_attention(spec, f.target, rows),
         f"rope_attention_{rows}",
         [*(f.shaped(t) for t in (qkv, cos, sin, *means, *caches)), *ahead],
         [(shape, "float32")],
@@ -115,7 +117,7 @@ def rotary(f: FunctionLowering, node: fx.Node) -> Value:
     )
     (out,) = f.kernel(
         ("rotary", spec),
-        lambda: turns.rotary(spec, f.target),
+        lambda: f.kernel_set.rotary(spec, f.target),
         "rotary",
         [f.shaped(t) for t in (x, cos, sin)],
         [(x.shape, "float32")],
@@ -145,7 +147,7 @@ def dense_attention(f: FunctionLowering, node: fx.Node) -> Value:
     )
     (out,) = f.kernel(
         ("dense_attention", spec),
-        lambda: dense.dense_attention(spec, f.target),
+        lambda: f.kernel_set.dense_attention(spec, f.target),
         "dense_attention",
         [f.shaped(t) for t in (q, k, v, mask) if t is not None],
         [(q.shape, "float32")],

@@ -8,8 +8,6 @@ from torch import fx
 from tvm import relax
 
 from codegen.function_lowering import FunctionLowering, Value
-from codegen.kernels import norm as norms
-from codegen.kernels import quantize as quantizers
 from codegen.kernels.norm import NormSpec
 from codegen.kernels.quantize import QuantizeSpec
 from codegen.lowerings.arguments import Lowering, options, rows_of
@@ -27,7 +25,7 @@ def quantize(f: FunctionLowering, node: fx.Node) -> tuple[Value, ...]:
     scale = [f.shaped(f.argument(node.args[1]))] if spec.form.is_static else []
     outputs = f.kernel(
         ("quantize", spec, rows),
-        lambda: quantizers.quantize(spec, f.target, rows),
+        lambda: f.kernel_set.quantize(spec, f.target, rows),
         f"quantize_{rows}",
         [f.rows(x), *scale],
         _quantized_rows(f, x, spec),
@@ -71,7 +69,7 @@ def norm(kind: Kind) -> Lowering:
         rows = rows_of(f.row_count(x))
         (out,) = f.kernel(
             ("norm", spec, rows),
-            lambda: norms.norm(spec, f.target, rows),
+            lambda: f.kernel_set.norm(spec, f.target, rows),
             f"{kind}_norm_{rows}",
             inputs,
             [((f.row_count(x), x.shape[-1]), "float32")],
@@ -93,7 +91,7 @@ def norm_quantize(kind: Kind) -> Lowering:
         rows = rows_of(f.row_count(x))
         outputs = f.kernel(
             ("norm_quantize", spec, form, rows),
-            lambda: norms.norm_quantize(spec, form, f.target, rows),
+            lambda: f.kernel_set.norm_quantize(spec, form, f.target, rows),
             f"{kind}_norm_quantize_{rows}",
             [*inputs, *scale],
             _quantized_rows(f, x, form),

@@ -22,6 +22,13 @@ def linear(f: FunctionLowering, node: fx.Node) -> Value:
     return _product(f, node, weight, [f.rows(f.argument(x))], bias, residual, None)
 
 
+def quantized_linear(f: FunctionLowering, node: fx.Node) -> Value:
+    """Lower a product of floats and codes."""
+    x, weight, bias, residual = _operands(node, 4)
+    scheme = QuantScheme.parse(str(node.kwargs["scheme"]))
+    return _product(f, node, weight, [f.rows(f.argument(x))], bias, residual, scheme)
+
+
 def quantized_matmul(f: FunctionLowering, node: fx.Node) -> Value:
     """Lower a product of codes."""
     codes, scales, weight, bias, residual = _operands(node, 5)
@@ -60,7 +67,7 @@ def _product(
     x: Value = f.argument(node.args[0])
     m = f.row_count(x)
     product = Product(packing=packing, epilogue=epilogue, rows=rows_of(m), scheme=scheme)
-    choice = select(product, f.target)
+    choice = select(product, f.target, f.kernel_set.products)
     inputs = inputs + f.packed_weight(name)
     if bias is not None:
         inputs.append(f.shaped(f.argument(bias)))
@@ -87,7 +94,7 @@ def embedding(f: FunctionLowering, node: fx.Node) -> Value:
     spec = tables.EmbeddingSpec(packing=packing)
     (out,) = f.kernel(
         ("embedding", spec),
-        lambda: tables.embedding(spec, f.target),
+        lambda: f.kernel_set.embedding(spec, f.target),
         "embedding",
         [f.reshaped(index, (m,)), *f.packed_weight(name)],
         [((m, packing.k), "float32")],

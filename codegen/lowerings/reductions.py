@@ -9,7 +9,7 @@ from torch import fx
 from tvm import te, topi
 
 from codegen.function_lowering import FunctionLowering, Value
-from codegen.kernels.top_k import TopKSpec, top_k
+from codegen.kernels.top_k import TopKSpec
 from codegen.lowerings.arguments import Lowering, arguments, axis_of, cast_to_node, rows_of
 from codegen.lowerings.views import permuted
 
@@ -56,7 +56,7 @@ def largest(f: FunctionLowering, node: fx.Node) -> tuple[Value, ...]:
     rows = rows_of(m)
     values, places = f.kernel(
         ("top_k", spec, rows),
-        lambda: top_k(spec, rows),
+        lambda: f.kernel_set.top_k(spec, f.target, rows),
         f"top_k_{rows}",
         [f.rows(x)],
         [((m, a.k), x.dtype), ((m, a.k), "int64")],

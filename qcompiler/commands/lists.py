@@ -26,6 +26,9 @@ def list_targets() -> None:
         lacking = sorted(target.features - features)
         if target.arch != host_arch():
             here = f"no: for {target.arch}"
+        elif target.gpu is not None:
+            major, minor = divmod(target.gpu.level, 10)
+            here = f"with a GPU of compute capability {major}.{minor} or more"
         elif lacking:
             here = f"no: lacks {' '.join(lacking)}"
         rows.append((target.name, here, target.summary))

@@ -23,8 +23,8 @@ PYTHON_OPS = frozenset(
 )
 """Arithmetic on symbolic sizes, and picking one of several results."""
 
-FUSED_AWAY = frozenset({ops.quantized_linear, *ops.TRAINED_AWAY})
-"""Operators that code generation never sees: legalize splits them, or training ends before."""
+FUSED_AWAY = ops.TRAINED_AWAY
+"""Operators that code generation never sees: training ends before."""
 
 LEGAL_ATEN = frozenset(
     {

@@ -21,11 +21,27 @@ class Speeds:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Gpu:
+    """What code generation knows of a GPU.
+
+    `level` is the compute capability, 80 for 8.0. Machine code is for that one and later ones of
+    the same generation; the PTX beside it is for every later one.
+    """
+
+    level: int
+    threads: int = 1024
+    """The most in a block."""
+    shared_bytes: int = 48 << 10
+    """Memory of a block that needs no asking for."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Target:
     """What code generation and cost formulas know of a machine.
 
     `tvm` is the target description TVM takes; `features` are the instruction sets a machine must
-    have to run an artifact, named as Linux's /proc/cpuinfo names them.
+    have to run an artifact, named as Linux's /proc/cpuinfo names them. With a `gpu`, they are those
+    of the processor that drives it, and what is said of vectors is said of a warp's registers.
     """
 
     name: str
@@ -36,8 +52,11 @@ class Target:
     vector_bits: int
     vector_registers: int
     dot: str
-    """How bytes are multiplied: vpdpbusd (VNNI), vpmaddubsw (AVX2), sdot or smmla (Arm)."""
+    """How bytes are multiplied: vpdpbusd, vpmaddubsw (x86), sdot, smmla (Arm), mma (CUDA)."""
     l2_bytes: int
+    tile_vectors: int = 4
+    """The most vectors of outputs that a tile of a packed weight has."""
+    gpu: Gpu | None = None
     schemes: tuple[str, ...]
     """Schemes with kernels of their own, as patterns: w4a8*, w8a8*."""
     speeds: Speeds | None = None

@@ -116,12 +116,15 @@ def verify_quantized(program: Program) -> None:
 
 
 def verify_legal(program: Program) -> None:
-    """Check in addition that only operators with a lowering are left."""
+    """Check in addition that only operators with a lowering are left, activations quantised."""
     verify_quantized(program)
     for node in program.graph.nodes:
         if node.op == "call_function":
             why = f"calls {target_name(node)}, which legalize should have replaced or refused"
             _require(has_lowering(node.target), node.name, why)
+            if node.target is ops.quantized_linear:
+                scheme = QuantScheme.parse(str(node.kwargs["scheme"]))
+                _require(scheme.activation is None, node.name, why)
 
 
 VERIFIERS: dict[Stage, Callable[[Program], None]] = {

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 from qcompiler.core.artifact import Manifest, TensorSpec
 from qcompiler.core.errors import UsageError
 from qcompiler.runtime.executable import Executable
-from qcompiler.runtime.tensors import aligned, from_ffi, to_ffi
+from qcompiler.runtime.tensors import aligned
 
 
 class CompiledModule:
@@ -67,10 +67,11 @@ class CompiledModule:
         Raises UsageError for inputs that are missing, unknown, or of another dtype or shape.
         """
         sizes: dict[str, int] = {}
+        device = self._executable.device
         arrays = [self._checked(a, s, sizes) for a, s in self._bound(args, named)]
-        result = self._executable.call("forward", *(to_ffi(array) for array in arrays))
+        result = self._executable.call("forward", *(device.upload(array) for array in arrays))
         tensors = [result] if hasattr(result, "__dlpack__") else result
-        outputs = tuple(from_ffi(tensor) for tensor in tensors)
+        outputs = tuple(device.download(tensor) for tensor in tensors)
         return outputs[0] if len(outputs) == 1 else outputs
 
     def _bound(

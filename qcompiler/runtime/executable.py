@@ -17,17 +17,13 @@ import numpy as np
 
 from qcompiler.core.artifact import Manifest, StepFacts, TensorSpec
 from qcompiler.core.errors import ArtifactError, UsageError
+from qcompiler.runtime.device import open_device
 from qcompiler.runtime.ffi import bindings
 from qcompiler.runtime.step import Step
-from qcompiler.runtime.tensors import to_ffi
 from qcompiler.runtime.workers import Workers
 
 LIBRARY = "model.so"
 RUNTIME = "lib/libtvm_runtime.so"
-
-# DLPack's device type, its number, and TVM's kind of allocator: malloc. The other, a pool, is no
-# faster and keeps buffers for every length of prompt it has ever seen.
-_CPU, _DEVICE, _ALLOCATOR = 1, 0, 1
 
 _GO_ON = 0  # what a virtual machine is told by whoever watches it
 
@@ -48,6 +44,7 @@ class Executable:
         self._lock = threading.Lock()
         ffi = bindings()
         _load_runtime(folder / RUNTIME, manifest.files[RUNTIME].sha256)
+        self.device = open_device(manifest.target, folder)
         try:
             path = _fresh_path(folder / LIBRARY, manifest.files[LIBRARY].sha256)
             self._library: Any = ffi.load_module(path, keep_module_alive=False)
@@ -65,11 +62,13 @@ class Executable:
                 f"{folder / LIBRARY} cannot be loaded ({first}); compile the model again"
             ) from None
         self._arrays = [_fitting(weights, spec) for spec in manifest.weights]
-        self._weights: Any = ffi.Array([to_ffi(array) for array in self._arrays])
+        self._weights: Any = ffi.Array([self.device.upload(array) for array in self._arrays])
+        if not self._steps:
+            self._arrays = []  # only steps take addresses; a GPU has copies
 
     def _new_machine(self) -> Any:
         machine = self._library["vm_load_executable"]()
-        machine["vm_initialization"](_CPU, _DEVICE, _ALLOCATOR)
+        machine["vm_initialization"](*self.device.machine_arguments)
         return machine
 
     def function(self, symbol: str) -> Any:

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from qcompiler.core.artifact import CacheSpec
+from qcompiler.runtime.device import Device, Processor
 from qcompiler.runtime.ffi import bindings
-from qcompiler.runtime.tensors import aligned_zeros, to_ffi
+from qcompiler.runtime.tensors import aligned_zeros
 
 SMALLEST = 256
 """Tokens that a new cache has room for."""
@@ -17,17 +18,22 @@ SMALLEST = 256
 class KVCache:
     """The cache tensors of one sequence, [1, heads, capacity, row] each."""
 
-    def __init__(self, specs: tuple[CacheSpec, ...], max_context: int) -> None:
+    def __init__(
+        self, specs: tuple[CacheSpec, ...], max_context: int, device: Device | None = None
+    ) -> None:
+        """Keep caches as `specs` says on a device, the processor if not given."""
         self._specs = specs
         self._max_context = max_context
+        self._device = device or Processor()
         self.arrays: list[np.ndarray] = []
+        """The caches as arrays, where the device is the processor."""
         self.capacity = 0
         self.tensors: Any = None
         """The tensors as compiled functions take them."""
 
     @property
     def nbytes(self) -> int:
-        return sum(array.nbytes for array in self.arrays)
+        return self.capacity * sum(spec.token_bytes for spec in self._specs)
 
     def reserve(self, tokens: int, used: int) -> bool:
         """Make room for `tokens` in all, at most the largest context; the first `used` are kept.
@@ -45,9 +51,10 @@ class KVCache:
         for index, spec in enumerate(self._specs):
             array = aligned_zeros((1, spec.heads, capacity, spec.row), spec.dtype)
             if used:
-                array[:, :, :used] = self.arrays[index][:, :, :used]
+                before = self._device.download(self.tensors[index])
+                array[:, :, :used] = before[:, :, :used]
             grown.append(array)
-        self.arrays = grown
-        self.tensors = bindings().Array([to_ffi(array) for array in grown])
+        self.arrays = grown if isinstance(self._device, Processor) else []
+        self.tensors = bindings().Array([self._device.upload(array) for array in grown])
         self.capacity = capacity
         return True

@@ -11,7 +11,7 @@ from qcompiler.core.errors import UsageError
 from qcompiler.runtime.executable import Executable
 from qcompiler.runtime.kv_cache import KVCache
 from qcompiler.runtime.step import Step
-from qcompiler.runtime.tensors import aligned_zeros, from_ffi, to_ffi
+from qcompiler.runtime.tensors import aligned_zeros
 
 CHUNK = 512
 """Tokens of a prompt that are read at once: enough to keep the matrix products busy, and few enough
@@ -24,14 +24,15 @@ class Session:
     def __init__(self, executable: Executable, facts: ModelFacts) -> None:
         self._executable = executable
         self._facts = facts
-        self._cache = KVCache(facts.kv, facts.max_context)
+        self._device = executable.device
+        self._cache = KVCache(facts.kv, facts.max_context, self._device)
         self.length = 0
         """Tokens read so far."""
         self._token = aligned_zeros((1, 1), np.int64)
         self._position = aligned_zeros((1,), np.int64)
         # A decoding step changes two numbers; their tensors are made once.
-        self._token_tensor = to_ffi(self._token)
-        self._position_tensor = to_ffi(self._position)
+        self._token_tensor = self._device.upload(self._token)
+        self._position_tensor = self._device.upload(self._position)
         self._logits = aligned_zeros((1, facts.vocab_size), np.float32)
         self._step = executable.step("decode", [self._token, self._position, self._logits])
 
@@ -109,24 +110,26 @@ class Session:
         if grown and self._step is not None:
             self._step.use_caches(self._cache.arrays, self._cache.capacity)
         self._position[0] = self.length
+        self._device.write(self._position_tensor, self._position)
         if tokens.size == 1:
             self._token[0, 0] = tokens[0]
             if self._step is not None:
                 self._executable.run(self._step)
                 self.length += 1
                 return self._logits.copy()
+            self._device.write(self._token_tensor, self._token)
             result = self._executable.call(
                 "decode", self._token_tensor, self._position_tensor, self._cache.tensors
             )
         else:
-            ids = aligned_zeros((1, tokens.size), np.int64)
-            ids[0] = tokens
-            wanted = aligned_zeros(rows.shape, np.int64)
-            wanted[...] = rows
             result = self._executable.call(
-                "prefill", to_ffi(ids), self._position_tensor, to_ffi(wanted), self._cache.tensors
+                "prefill",
+                self._device.upload(tokens[np.newaxis]),
+                self._position_tensor,
+                self._device.upload(rows),
+                self._cache.tensors,
             )
         # Only now: a call that fails or is interrupted leaves the sequence as it was.
         self.length += tokens.size
-        logits: np.ndarray = from_ffi(result)[0]
+        logits: np.ndarray = self._device.download(result)[0]
         return logits

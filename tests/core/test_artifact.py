@@ -189,7 +189,7 @@ def test_other_json_is_no_manifest(text: str) -> None:
 
 def test_newer_schema_asks_for_an_upgrade(manifest: Manifest) -> None:
     data = json.loads(to_json(manifest)) | {"schema": 99, "novelty": 1, "compiler": "9.1"}
-    with pytest.raises(ArtifactError, match=r"schema 99.* up to 3; upgrade.* by qcompiler 9\.1"):
+    with pytest.raises(ArtifactError, match=r"schema 99.* up to 4; upgrade.* by qcompiler 9\.1"):
         from_json(json.dumps(data), "m.json")
 
 

@@ -15,7 +15,7 @@ from targets.x86_64_v4_vnni import X86_64_V4_VNNI
 
 
 def test_every_target_is_native_to_a_machine_with_just_its_features() -> None:
-    for target in TARGETS:
+    for target in (t for t in TARGETS if t.gpu is None):
         assert best(TARGETS, target.features) is target
 
 

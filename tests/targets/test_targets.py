@@ -74,11 +74,16 @@ def test_names_are_unique_and_found() -> None:
 def test_an_unknown_name_brings_the_nearest() -> None:
     with pytest.raises(UsageError, match=r"unknown target 'x86-64-v2'; did you mean 'x86-64-v3'\?"):
         find("x86-64-v2")
-    with pytest.raises(UsageError, match="known: aarch64-dotprod, aarch64-i8mm, native, x86"):
+    known = "known: aarch64-dotprod, aarch64-i8mm, cuda-sm80, cuda-sm90, native, x86"
+    with pytest.raises(UsageError, match=known):
         find("z80")
 
 
 def test_vectors_and_features_agree(target: Target) -> None:
+    if target.gpu is not None:
+        assert (target.lanes, target.features, target.dot) == (32, frozenset(), "mma")
+        assert target.tvm["arch"] == f"sm_{target.gpu.level}"
+        return
     assert target.lanes * 32 == target.vector_bits
     wide = {"avx512f", "avx512bw", "avx512vl"} <= target.features
     arm = "asimd" in target.features
@@ -93,6 +98,7 @@ def test_vectors_and_features_agree(target: Target) -> None:
 def test_schemes_are_patterns_of_schemes(target: Target) -> None:
     for pattern in target.schemes:
         known = ["w4a8", "w8a8", "w4a8g32", "w8a8g64", "w4a8g32z", "w4a8g64t"]
+        known += ["w4", "w8", "w4g32", "w8g128z", "w4z"] if target.gpu else []
         matches = fnmatch.filter(known, pattern)
         assert matches
         for scheme in matches:
@@ -103,6 +109,8 @@ def test_schemes_are_patterns_of_schemes(target: Target) -> None:
 @pytest.mark.parametrize("target", of("x86_64"), ids=lambda target: target.name)
 def test_llvm_may_use_no_more_than_the_features(target: Target) -> None:
     """An artifact checks `features` alone before it runs: code must not use anything else."""
+    if target.gpu is not None:
+        pytest.skip("machine code for a GPU is made by nvcc, not by LLVM")
     tvm = pytest.importorskip("tvm")
     from tvm.target import codegen
 

@@ -19,7 +19,7 @@ from qcompiler.core.artifact.step import StepFacts
 from qcompiler.core.errors import ArtifactError
 from qcompiler.core.kv_format import row_of
 
-SCHEMA = 3
+SCHEMA = 4
 """Version of the manifest's layout; raised when an older runtime could misread a newer one."""
 
 Plain = None | bool | int | float | str | list["Plain"] | dict[str, "Plain"]
@@ -89,6 +89,8 @@ class TargetFacts:
     name: str
     arch: str
     features: tuple[str, ...]
+    compute_capability: int = 0
+    """Of an NVIDIA GPU, 80 for 8.0: its tensors lie there. 0: everything runs on the processor."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

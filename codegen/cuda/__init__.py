@@ -1,0 +1,1 @@
+"""What compiling for NVIDIA GPUs takes beside the kernels: the toolkit, the compiler, schedules."""
