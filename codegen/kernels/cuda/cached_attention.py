@@ -87,7 +87,10 @@ def attention(spec: AttentionSpec, target: Target, rows: Rows) -> PrimFunc:
 
 
 def rope_attention(spec: RopeAttentionSpec, target: Target, rows: Rows) -> PrimFunc:
-    """qkv [1, s, (h + 2·hk)·d], cos, sin [1, s, r/2], both caches, position → [1, s, h·d]."""
+    """qkv [1, s, (h + 2·hk)·d], cos, sin [1, s, r/2], both caches, position → [1, s, h·d].
+
+    Between sin and the caches come the means of keys that are centred, [hk, d].
+    """
     shape = spec.attention
     heads, few, d = shape.heads, shape.kv_heads, shape.head_size
     with kernel("rope_attention") as built:
@@ -95,6 +98,7 @@ def rope_attention(spec: RopeAttentionSpec, target: Target, rows: Rows) -> PrimF
         qkv = argument("qkv", (1, s, (heads + 2 * few) * d), "float32")
         cos = argument("cos", (1, s, spec.rotated // 2), "float32")
         sin = argument("sin", (1, s, spec.rotated // 2), "float32")
+        mean = argument("key_mean", (few, d), "float32") if spec.centred else None
         cache = Cache.declare(shape)
         out = argument("out", (1, s, heads * d), "float32")
 
@@ -107,10 +111,14 @@ def rope_attention(spec: RopeAttentionSpec, target: Target, rows: Rows) -> PrimF
                 spec.rotary,
             )
 
+        def key(t: Expr, head: Expr, i: Expr) -> Expr:
+            row = turned(t, heads + head, i)
+            return row if mean is None else row - load(mean, head, i)
+
         new = NewTokens(
             tokens=s,
             query=turned,
-            key=lambda t, h, i: turned(t, heads + h, i),
+            key=key,
             value=lambda t, h, i: load(qkv, 0, t, (heads + few + h) * d + i),
             write=lambda t, h, i, y: store(out, y, 0, t, h * d + i),
         )

@@ -85,11 +85,17 @@ def test_caches_in_few_bits(form, rows, target, run_kernel):
         _check(function, spec, 1 if rows == "one" else 20, position, context)
 
 
-@pytest.mark.parametrize(("rotated", "interleaved"), [(64, False), (32, False), (64, True)])
+@pytest.mark.parametrize(
+    ("rotated", "interleaved", "centred"),
+    [(64, False, False), (32, False, True), (64, True, False)],
+)
 @pytest.mark.parametrize("rows", ["one", "many"])
-def test_rotation_on_the_way(rotated, interleaved, rows, target, run_kernel):
+def test_rotation_on_the_way(rotated, interleaved, centred, rows, target, run_kernel):
     shape = AttentionSpec(heads=6, kv_heads=2, head_size=64, scale=0.125)
-    spec = RopeAttentionSpec(attention=shape, rotated=rotated, interleaved=interleaved)
+    spec = RopeAttentionSpec(
+        attention=shape, rotated=rotated, interleaved=interleaved, centred=centred
+    )
+    mean = [torch.randn(2, 64)] if centred else []
     function = run_kernel(rope_attention(spec, target, rows))
     for position in (0, 30):
         s = 1 if rows == "one" else 19
@@ -99,9 +105,9 @@ def test_rotation_on_the_way(rotated, interleaved, rows, target, run_kernel):
         mine = [cache.clone() for cache in caches]
         place, out = torch.tensor([position]), torch.full((1, s, 6 * 64), float("nan"))
         given = (angles.cos(), angles.sin())
-        function(qkv, *given, *mine, place, out)
+        function(qkv, *given, *mean, *mine, place, out)
         expected = ops.rope_attention(
-            qkv, *given, *caches, place, heads=6, scale=0.125, interleaved=interleaved
+            qkv, *given, *caches, place, *mean, heads=6, scale=0.125, interleaved=interleaved
         )
         assert sqnr(expected, out) > 100
         written = slice(position, position + s)
