@@ -456,7 +456,7 @@ def test_threads(driver: Driver, exported: ByPipeline) -> None:
         driver.load(model, slot=1, threads=4097)
 
 
-# -- the page ---------------------------------------------------------------------------------------
+# -- the page --------------------------------------------------------------------------------------
 
 
 def test_the_example_of_the_page(
