@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from qcompiler.runtime import LanguageModel, load
+
 SOURCE = Path(__file__).parent.parent / "qcompiler" / "runner" / "source"
 DRIVER = Path(__file__).parent / "runner" / "driver.c"
 
@@ -198,3 +200,10 @@ def from_hex(word: str) -> str:
 
 def _words(messages: Sequence[dict[str, str]]) -> list[str]:
     return [word for m in messages for word in (m["role"], to_hex(m["content"]))]
+
+
+def opened(artifact: Path) -> LanguageModel:
+    """Load a language model into this process."""
+    model = load(artifact)
+    assert isinstance(model, LanguageModel)
+    return model

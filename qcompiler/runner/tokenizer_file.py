@@ -222,7 +222,7 @@ def _write_texts(out: BinaryWriter, parts: Part, tokenizer: Tokenizer) -> None:
     shown: dict[int, str] = {}
     for token in parts["added_tokens"]:
         # The library shows such a token as its normaliser leaves it.
-        text = str(tokenizer.id_to_token(token["id"]))
+        text = tokenizer.id_to_token(token["id"]) or token["content"]
         if texts.setdefault(token["id"], text) != text:
             shown[token["id"]] = text
     special = {token["content"] for token in parts["added_tokens"] if token["special"]}
