@@ -23,6 +23,13 @@ ARCH = "aarch64"
 PROGRAM = "qemu-aarch64"
 SYSROOT = Path("/usr/aarch64-linux-gnu")
 SOURCES = Path(__file__).parent / "emulated"
+CMAKE = (
+    "-DCMAKE_SYSTEM_NAME=Linux",
+    f"-DCMAKE_SYSTEM_PROCESSOR={ARCH}",
+    f"-DCMAKE_C_COMPILER={ARCH}-linux-gnu-gcc",
+    f"-DCMAKE_CXX_COMPILER={ARCH}-linux-gnu-g++",
+)
+"""Options that build for aarch64."""
 
 _TYPE_CODES = {"i": 0, "u": 1, "f": 2, "b": 6}  # of DLPack
 

@@ -92,11 +92,14 @@ class RunnerError(Exception):
 
 
 class Driver:
-    """A process that does through the C interface what it is told to."""
+    """A process that does through the C interface what it is told to.
 
-    def __init__(self, program: Path) -> None:
+    `program` is what `build` made of driver.c, maybe behind what runs it.
+    """
+
+    def __init__(self, *program: str | Path) -> None:
         self._process = subprocess.Popen(
-            [program],
+            program,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

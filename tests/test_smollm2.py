@@ -25,8 +25,7 @@ from qcompiler.runtime import LanguageModel
 from targets import cpu_features
 from targets.aarch64_dotprod import AARCH64_DOTPROD
 from tests import emulator
-from tests.emulated_model import greedy
-from tests.runner_program import build, needs_cmake
+from tests.runner_program import Driver, build, needs_cmake
 
 pytestmark = [pytest.mark.tvm, pytest.mark.slow]
 MODEL = "smollm2-135m"
@@ -118,35 +117,29 @@ def arm_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def greedy_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if reason := emulator.lacking():
-        pytest.skip(reason)
-    return emulator.build_program(emulator.SOURCES / "greedy.cc", tmp_path_factory.mktemp("greedy"))
-
-
-@pytest.mark.timeout(600)  # two models may have to be compiled
-@pytest.mark.parametrize(("prompt", "count"), [("The", 1), (QUESTION, 16)])
-def test_arm_writes_the_same(
-    artifact: Path,
-    arm_artifact: Path,
-    greedy_program: Path,
-    tmp_path: Path,
-    prompt: str,
-    count: int,
+@needs_cmake
+@pytest.mark.timeout(900)  # two models may have to be compiled, and two runners built
+def test_cpp_writes_the_same_on_arm(
+    artifact: Path, arm_artifact: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    compiled = qcompiler.load(artifact)
-    assert isinstance(compiled, LanguageModel)
-    ids, session, expected = compiled.encode(prompt), compiled.new_session(), []
-    expected.append(session.prefill(ids))
-    while len(expected) < count:
-        expected.append(session.decode(int(expected[-1].argmax())))
+    """The same sources and the same model for two machines; one of them is emulated."""
     cpu = emulator.processor(AARCH64_DOTPROD)
-    tokens, logits = greedy(greedy_program, arm_artifact, ids, count, folder=tmp_path, cpu=cpu)
-    assert tokens == [int(row.argmax()) for row in expected]
+    found = {}
+    for arch, source in (("x86_64", artifact), ("aarch64", arm_artifact)):
+        folder = tmp_path / arch
+        export_runner(source, folder)
+        there = arch == emulator.ARCH
+        options = emulator.CMAKE if there else ()
+        program = build(folder, tmp_path_factory.getbasetemp(), *options) / "driver"
+        driver = Driver(*(emulator.command(program, cpu=cpu) if there else [program]))
+        driver.load(folder / "model")
+        found[arch] = driver.generate(QUESTION).tokens, driver.logits([driver.encode("The")])
+        driver.close()
+    assert found["aarch64"][0] == found["x86_64"][0]
+    assert len(found["aarch64"][0]) == 16
     # Of one token nothing has been amplified yet; later a last bit moves codes of activations.
-    limit = 80 if len(ids) == count == 1 else 15
-    assert sqnr(torch.from_numpy(expected[0]), torch.from_numpy(logits[0])) > limit
+    both = [torch.tensor(logits) for _, logits in found.values()]
+    assert sqnr(*both) > 80
 
 
 def test_an_artifact_for_arm_is_refused_elsewhere(arm_artifact: Path) -> None:

@@ -6,6 +6,7 @@ import importlib.util
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
+from codegen.runtime_libraries import ffi_library
 from qcompiler.core.artifact import Manifest
 from qcompiler.core.errors import UnsupportedError, UsageError
 
@@ -18,12 +19,13 @@ _ELF_MACHINES = {3: "i386", 40: "arm", 62: "x86_64", 183: "aarch64", 243: "riscv
 def libraries_for(artifact: Path, manifest: Manifest, given: Path | None) -> dict[str, Path]:
     """Return where the libraries lie, by their names.
 
-    The artifact carries libtvm_runtime.so. libtvm_ffi.so is looked for in the folder `given`, then
-    beside it in the artifact, then in the installed apache-tvm-ffi. Whichever is found has to be
-    for the architecture of the artifact.
+    The artifact carries libtvm_runtime.so. libtvm_ffi.so is looked for in the folder `given`, or
+    else beside it in the artifact, in the installed apache-tvm-ffi, and in the wheel of that for
+    another machine, which is downloaded once. Whichever is found has to be for the architecture of
+    the artifact.
 
     Raises:
-        UnsupportedError: there is no libtvm_ffi.so for this architecture.
+        UnsupportedError: libtvm_ffi.so for this architecture cannot be had.
         UsageError: the folder given has it for another one.
     """
     arch = manifest.target.arch
@@ -44,10 +46,7 @@ def libraries_for(artifact: Path, manifest: Manifest, given: Path | None) -> dic
             )
     if given is not None:
         raise UsageError(f"there is no {FFI} in {given}; name the folder it lies in")
-    raise UnsupportedError(
-        f"the artifact is for {arch}, and the {FFI} that is installed is not; take it from the "
-        f"package apache-tvm-ffi for {arch} and name its folder with --libraries"
-    )
+    return {RUNTIME: runtime, FFI: ffi_library(arch)}
 
 
 def machine_of(library: Path) -> str:

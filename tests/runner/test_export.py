@@ -12,7 +12,8 @@ pytest.importorskip("tvm")
 
 from qcompiler import cli
 from qcompiler.core.artifact import read_manifest, read_weights, spec_bytes
-from qcompiler.core.errors import ArtifactError, UnsupportedError, UsageError
+from qcompiler.core.errors import ArtifactError, UsageError
+from qcompiler.runner import libraries
 from qcompiler.runner.export import export_runner
 from qcompiler.runner.facts import encode_facts
 from qcompiler.runner.libraries import libraries_for, machine_of
@@ -131,13 +132,13 @@ def for_arm(compiled: ByPipeline, tmp_path: Path) -> Path:
     return folder
 
 
-def test_libraries_of_another_machine_are_asked_for(for_arm: Path, tmp_path: Path) -> None:
+def test_libraries_of_another_machine_are_found(
+    for_arm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     manifest = read_manifest(for_arm)
-    with pytest.raises(
-        UnsupportedError,
-        match=r"is for aarch64, and the libtvm_ffi.so that is installed is not",
-    ):
-        libraries_for(for_arm, manifest, None)
+    fetched = elf(tmp_path / "libtvm_ffi.so", 183)
+    monkeypatch.setattr(libraries, "ffi_library", {"aarch64": fetched}.get)
+    assert libraries_for(for_arm, manifest, None)["libtvm_ffi.so"] == fetched
     given = tmp_path / "given"
     given.mkdir()
     with pytest.raises(UsageError, match=r"there is no libtvm_ffi.so in .*given; name the folder"):
