@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -162,8 +163,6 @@ def _sentencepiece(
     taught.normalizer = normalizer or normalizers.Sequence([])
     taught.pre_tokenizer = pre or pre_tokenizers.Metaspace(prepend_scheme="never", split=True)
     _trained(taught, ["▁"])
-    import json
-
     learned = json.loads(taught.to_str())["model"]
     vocabulary = learned["vocab"]
     if fallback:
