@@ -21,10 +21,13 @@ TARGETS: tuple[Target, ...] = (
 )
 """Every target; of those for one kind of machine, the most capable first."""
 
+PROCESSORS: tuple[Target, ...] = tuple(target for target in TARGETS if target.gpu is None)
+"""Those whose kernels run on the processor itself."""
+
 NATIVE = "native"
 """The name that stands for the best target the machine at hand can run."""
 
-__all__ = ["NATIVE", "TARGETS", "best", "cpu_features", "find"]
+__all__ = ["NATIVE", "PROCESSORS", "TARGETS", "best", "cpu_features", "find"]
 
 
 def find(name: str) -> Target:

@@ -19,7 +19,7 @@ from codegen.generic_schedule import (  # noqa: E402
     schedule_module,
 )
 from qcompiler.core.target import Target  # noqa: E402
-from targets import TARGETS, cpu_features, find  # noqa: E402
+from targets import PROCESSORS, cpu_features, find  # noqa: E402
 
 pytestmark = pytest.mark.tvm
 
@@ -29,7 +29,7 @@ KINDS = {tirx.ForKind.SERIAL: "serial", tirx.ForKind.PARALLEL: "parallel"} | {
 }
 
 
-@pytest.fixture(params=TARGETS, ids=lambda machine: machine.name)
+@pytest.fixture(params=PROCESSORS, ids=lambda machine: machine.name)
 def target(request: pytest.FixtureRequest) -> Target:
     """A machine that this one can stand in for."""
     missing = request.param.features - cpu_features()

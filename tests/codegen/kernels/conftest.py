@@ -10,7 +10,7 @@ import pytest
 
 from codegen.linker import find_linker
 from qcompiler.core.target import Target
-from targets import TARGETS, cpu_features
+from targets import PROCESSORS, cpu_features
 from targets.aarch64_i8mm import AARCH64_I8MM
 from tests import emulator
 
@@ -23,9 +23,7 @@ Compile = Callable[[tvm.tirx.PrimFunc, Target], Callable[..., None]]
 
 
 # All but one that differs from another in products of many rows only; tests of those ask for it.
-MACHINES = tuple(
-    machine for machine in TARGETS if machine.gpu is None and machine is not AARCH64_I8MM
-)
+MACHINES = tuple(machine for machine in PROCESSORS if machine is not AARCH64_I8MM)
 
 
 @pytest.fixture(params=MACHINES, ids=lambda machine: machine.name)

@@ -9,11 +9,11 @@ import tvm
 from codegen.kernels.builder import argument, kernel, load, reinterpret, splat, store
 from codegen.kernels.isa import byte_dots, round_to_int32
 from qcompiler.core.errors import UnsupportedError
-from targets import TARGETS
+from targets import PROCESSORS
 
 pytestmark = [
     pytest.mark.tvm,
-    pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name, indirect=True),
+    pytest.mark.parametrize("target", PROCESSORS, ids=lambda target: target.name, indirect=True),
 ]
 
 

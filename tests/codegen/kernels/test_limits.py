@@ -6,7 +6,7 @@ import tvm
 
 from codegen.kernels import limits
 from codegen.limits import limit_functions
-from targets import TARGETS
+from targets import PROCESSORS
 
 pytestmark = pytest.mark.tvm
 
@@ -22,7 +22,7 @@ def test_all_of_the_memory_is_read(threads, target, compile_kernel):
     np.testing.assert_array_equal(out.numpy(), expected)
 
 
-@pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name, indirect=True)
+@pytest.mark.parametrize("target", PROCESSORS, ids=lambda target: target.name, indirect=True)
 @pytest.mark.parametrize("bits", [4, 8])
 def test_as_many_bytes_are_multiplied_as_are_counted(bits, target, compile_kernel):
     function = compile_kernel(limits.multiplying(target, bits), target)

@@ -12,11 +12,11 @@ from codegen.packing import code_packing, pack
 from qcompiler.core import ops, reference
 from qcompiler.core.formats import PerToken, QuantScheme
 from qcompiler.core.qtensor import QuantizedTensor
-from targets import TARGETS, cpu_features
+from targets import PROCESSORS, cpu_features
 
 pytestmark = [
     pytest.mark.tvm,
-    pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name, indirect=True),
+    pytest.mark.parametrize("target", PROCESSORS, ids=lambda target: target.name, indirect=True),
 ]
 
 FEW = (1, 2, 7, 16)
