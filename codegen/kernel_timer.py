@@ -14,7 +14,7 @@ from tvm import relax
 
 from codegen.build import compile_module
 from codegen.lower import lower
-from codegen.packing import code_packing, float_packing
+from codegen.packing import packing_for
 from codegen.timing import best_times, cache_key, kept, stand_ins
 from qcompiler.core import ops
 from qcompiler.core.builder import ProgramBuilder
@@ -122,16 +122,9 @@ def packed_bytes(
     target: Target, n: int, k: int, scheme: QuantScheme | None, *, gated: bool = False
 ) -> int:
     """Return the bytes that a weight [n, k] takes in an artifact for `target`."""
-    if scheme is None:
-        return float_packing(n, k, lanes=target.lanes, gated=gated).code_bytes
-    packing = code_packing(
-        n,
-        k,
-        scheme.weight,
-        lanes=target.lanes,
-        gated=gated,
-        signed=target.signed_bytes,
-        widen=True,
-    )
+    stored = None if scheme is None else scheme.weight
+    packing = packing_for(target, n, k, stored, gated=gated, widen=True)
+    if stored is None:
+        return packing.code_bytes
     zeros = 0 if packing.symmetric else packing.zero_point_count
     return packing.code_bytes + 2 * packing.scale_count + zeros

@@ -25,6 +25,7 @@ import numpy as np
 
 from qcompiler.core.errors import UnsupportedError
 from qcompiler.core.formats import TensorFormat
+from qcompiler.core.target import Target
 
 ALIGNMENT = 64  # bytes
 
@@ -113,6 +114,31 @@ class Packing:
     def zero_point_count(self) -> int:
         """Length of the array of zero points, padding included."""
         return _aligned(self.tiles * self.rows_per_tile * self.groups)
+
+
+def packing_for(
+    target: Target,
+    n: int,
+    k: int,
+    form: TensorFormat | None,
+    *,
+    gated: bool = False,
+    widen: bool = False,
+) -> Packing:
+    """Choose the layout of a weight on a target; without a format it is a float one."""
+    lanes, most = target.lanes, target.tile_vectors
+    if form is None:
+        return float_packing(n, k, lanes=lanes, gated=gated, most_vectors=most)
+    return code_packing(
+        n,
+        k,
+        form,
+        lanes=lanes,
+        gated=gated,
+        signed=target.signed_bytes,
+        widen=widen,
+        most_vectors=most,
+    )
 
 
 def float_packing(

@@ -10,7 +10,7 @@ import numpy as np
 from torch import fx
 from tvm import relax
 
-from codegen.packing import Packing, code_packing, float_packing, pack, pack_float
+from codegen.packing import Packing, pack, pack_float, packing_for
 from qcompiler.core import ops
 from qcompiler.core.program import Program
 from qcompiler.core.qtensor import QuantizedTensor
@@ -86,26 +86,10 @@ class PackedWeights:
             return
         n, k = self._program.weights.shape(name)
         stored = self._program.weights.format(name)
+        packing = packing_for(self._target, n, k, stored, gated=gated, widen=self._widen)
         if stored is None:
-            packing = float_packing(
-                n,
-                k,
-                lanes=self._target.lanes,
-                gated=gated,
-                most_vectors=self._target.tile_vectors,
-            )
             parts = [("weights", "float32", packing.code_bytes // 4)]
         else:
-            packing = code_packing(
-                n,
-                k,
-                stored,
-                lanes=self._target.lanes,
-                gated=gated,
-                signed=self._target.signed_bytes,
-                widen=self._widen,
-                most_vectors=self._target.tile_vectors,
-            )
             parts = [
                 ("codes", "uint8", packing.code_bytes),
                 ("scales", "float16", packing.scale_count),

@@ -16,7 +16,7 @@ from qcompiler.core.qtensor import QuantizedTensor
 from qcompiler.core.stage import Stage
 from qcompiler.core.target import Target
 from qcompiler.core.verify import verify
-from targets import PROCESSORS, TARGETS, find
+from targets import TARGETS, find
 
 W4, W8Z = QuantScheme.parse("w4a8g32"), QuantScheme.parse("w8a8g64z")
 
@@ -44,7 +44,7 @@ def test_a_product_is_a_legal_program(scheme: QuantScheme | None, gated: bool) -
     assert products[-1].meta["val"].shape == (1, 48 if gated else 96)
 
 
-@pytest.mark.parametrize("target", PROCESSORS, ids=lambda target: target.name)
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
 @pytest.mark.parametrize("scheme", [W4, W8Z, QuantScheme.parse("w3a8g32"), None])
 @pytest.mark.parametrize("gated", [False, True])
 def test_packed_bytes_are_those_of_the_artifact(
