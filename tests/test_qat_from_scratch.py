@@ -45,7 +45,7 @@ class Data:
         places = torch.randint(len(self.taught) - LENGTH, (count,), generator=self._generator)
         return torch.stack([self.taught[p : p + LENGTH] for p in places])
 
-    def accuracy(self, model: torch.nn.Module, samples: int = 24) -> float:
+    def accuracy(self, model: torch.nn.Module, samples: int = 64) -> float:
         """Return the share of bytes that are predicted right."""
         right = total = 0
         with torch.no_grad():
@@ -108,7 +108,7 @@ def test_four_bits_lose_next_to_nothing(
 ) -> None:
     plain = data.accuracy(model)
     trained = prepared(folder, "w4a8g32")
-    train(trained, data, steps=100, rate=5e-4, batch=8)
+    train(trained, data, steps=200, rate=1e-3, batch=8)
     found = data.accuracy(trained)
     print(f"accuracy: float {plain:.4f}, 4 bits trained {found:.4f}")
     assert found > 0.99 * plain

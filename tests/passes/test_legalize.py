@@ -201,6 +201,7 @@ def test_what_is_legal() -> None:
     assert all(isinstance(target, torch._ops.OpOverload) for target in LEGAL_ATEN)
     assert has_lowering(aten.add.Tensor)
     assert has_lowering(ops.quantized_matmul)
-    assert not has_lowering(ops.quantized_linear)
+    assert has_lowering(ops.quantized_linear)  # of float activations, which GPUs have kernels for
+    assert not has_lowering(ops.fake_quantize)
     assert not has_lowering(aten.add_.Tensor)
     assert not has_lowering(torch.add)
